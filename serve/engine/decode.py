@@ -1,0 +1,58 @@
+"""Latents to pixels: the VAE, and a linear map fitted to it for previews."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+Pixels = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
+
+FIT_IMAGES, FIT_SIDE_PX, FIT_SEED = 24, 128, 20260101
+
+
+class Decoder:
+    def __init__(self, vae: Any) -> None:
+        self._vae = vae
+        self._scale, self._shift = vae.config.scaling_factor, vae.config.shift_factor
+        self._preview = self._fit_preview()
+
+    @torch.inference_mode()
+    def decode(self, latents: list[Tensor]) -> list[Pixels]:
+        """Latents [C, h, w] fp32 of one shape -> RGB [8h, 8w, 3], rounded as diffusers does."""
+        batch = torch.stack(latents).to(self._vae.dtype) / self._scale + self._shift
+        images = self._vae.decode(batch, return_dict=False)[0].float()
+        return list(_to_uint8(images / 2 + 0.5))
+
+    @torch.inference_mode()
+    def preview(self, latents: Tensor) -> Pixels:
+        """An estimate of the final latents [C, h, w] -> RGB [h, w, 3]: blurred, for the price of a matrix product."""
+        values = latents.permute(1, 2, 0).to(self._preview.device)
+        return _to_uint8((_with_one(values) @ self._preview).permute(2, 0, 1)[None])[0]
+
+    @torch.inference_mode()
+    def _fit_preview(self) -> Tensor:
+        """Least squares [C + 1, 3] between the VAE's own latents of smooth colour fields and their mean colours."""
+        generator = torch.Generator().manual_seed(FIT_SEED)
+        coarse = torch.rand((FIT_IMAGES, 3, 4, 4), generator=generator)
+        images = F.interpolate(coarse, FIT_SIDE_PX, mode="bicubic").clamp(0, 1)
+        parameters = next(self._vae.parameters())
+        encoded = self._vae.encode((images * 2 - 1).to(parameters.device, parameters.dtype)).latent_dist.mode()
+        latents = (encoded.float() - self._shift) * self._scale
+        colours = F.avg_pool2d(images, FIT_SIDE_PX // latents.shape[-1]).to(latents.device)
+        features, targets = (x.permute(0, 2, 3, 1).flatten(0, 2) for x in (latents, colours))
+        return torch.linalg.lstsq(_with_one(features).cpu(), targets.cpu()).solution.to(latents.device)
+
+
+def _with_one(values: Tensor) -> Tensor:
+    return torch.cat([values, torch.ones_like(values[..., :1])], -1)
+
+
+def _to_uint8(images: Tensor) -> Pixels:
+    """[B, 3, H, W] in 0..1 -> [B, H, W, 3], rounded on the device so that only bytes travel."""
+    scaled = images.clamp(0, 1).permute(0, 2, 3, 1).mul(255).round()
+    pixels: Pixels = scaled.to(torch.uint8).cpu().numpy()
+    return pixels

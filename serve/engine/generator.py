@@ -1,0 +1,121 @@
+"""One task from embeddings to a stored picture: denoise, decode, encode a file, store it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+
+from torch import Tensor
+
+from serve.assets.store import AssetStore
+from serve.engine import codec
+from serve.engine.decode import Pixels
+from serve.engine.engine import Engine, Generation
+from serve.engine.text import Embedding
+from serve.messages import Generated, StoredImage, Task, TaskPreview, TaskReport, TaskStepped
+
+Decode = Callable[[Tensor], Awaitable[Pixels]]
+Report = Callable[[TaskReport], None]
+
+
+@dataclass(slots=True)
+class Generator:
+    """`decode` turns one picture's latents into pixels: batched by Ray Serve in a replica, directly without it."""
+
+    engine: Engine
+    decode: Decode
+    assets: AssetStore
+    files: ThreadPoolExecutor
+
+    async def generate(self, task: Task, embedding: Embedding, negative: Embedding | None, report: Report) -> Generated:
+        """Returns when the picture is in the asset store. Cancelling the caller stops it at the next step."""
+        loop = asyncio.get_running_loop()
+        previews = _Previews(self, task, report)
+
+        def on_step(step: int, preview: Pixels | None) -> None:
+            loop.call_soon_threadsafe(report, TaskStepped(task_id=task.id, step=step))
+            if preview is not None:
+                loop.call_soon_threadsafe(previews.begin, preview)
+
+        generation = self._generation(task, embedding, negative)
+        denoised = await self.engine.denoise(generation, on_step)
+        started = time.perf_counter()
+        pixels = await self.decode(denoised.latents)
+        decoded = time.perf_counter()
+        await previews.finish()
+        image = await self._store(task, pixels)
+        return Generated(
+            image=image,
+            waited_s=denoised.waited_s,
+            denoise_s=denoised.denoise_s,
+            decode_s=decoded - started,
+            encode_s=embedding.seconds,
+        )
+
+    def _generation(self, task: Task, embedding: Embedding, negative: Embedding | None) -> Generation:
+        request = task.request
+        return Generation(
+            id=task.id,
+            height=request.height,
+            width=request.width,
+            steps=request.steps,
+            seed=task.seed,
+            embedding=embedding.tensor(),
+            negative=None if negative is None else negative.tensor(),
+            guidance=request.guidance,
+            deadline=self.engine.clock() + task.deadline_in,
+            hard_deadline=task.hard_deadline,
+            alone=request.deterministic,
+            preview_steps=preview_steps(request.steps, task.previews),
+        )
+
+    async def _store(self, task: Task, pixels: Pixels) -> StoredImage:
+        request = task.request
+        data = await self.in_files(lambda: codec.encode(pixels, request.output_format, request.output_compression))
+        metadata = asdict(request) | {"seed": task.seed, "image": task.image, "job_id": task.job_id}
+        await self.assets.write(task.asset_id, data, request.output_format, metadata)
+        return StoredImage(
+            asset_id=task.asset_id,
+            seed=task.seed,
+            width=request.width,
+            height=request.height,
+            format=request.output_format,
+            bytes=len(data),
+        )
+
+    async def in_files(self, work: Callable[[], bytes]) -> bytes:
+        """Runs the encoding of a file off the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self.files, work)
+
+
+class _Previews:
+    """Partial pictures of one task, encoded and stored in order, off the path of its steps."""
+
+    def __init__(self, generator: Generator, task: Task, report: Report) -> None:
+        self._generator, self._task, self._report = generator, task, report
+        self._last: asyncio.Task[None] | None = None
+        self._count = 0
+
+    def begin(self, pixels: Pixels) -> None:
+        self._last = asyncio.ensure_future(self._store(self._count, pixels, self._last))
+        self._count += 1
+
+    async def finish(self) -> None:
+        if self._last is not None:
+            await self._last
+
+    async def _store(self, index: int, pixels: Pixels, before: asyncio.Task[None] | None) -> None:
+        data = await self._generator.in_files(lambda: codec.encode_preview(pixels, self._task.request))
+        key = f"{self._task.job_id}/{self._task.image}-{index}"
+        await self._generator.assets.write_preview(key, data)
+        if before is not None:
+            await before
+        self._report(TaskPreview(task_id=self._task.id, index=index, key=key))
+
+
+def preview_steps(steps: int, previews: int) -> frozenset[int]:
+    """Steps after which a preview is made: evenly spaced, never the last one, which is the picture itself."""
+    return frozenset(round(steps * (k + 1) / (previews + 1)) for k in range(previews)) - {0, steps}

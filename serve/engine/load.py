@@ -1,0 +1,60 @@
+"""Weights from a verified folder to the device, each once, in the dtype that the device is good at."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImageTransformer2DModel
+from transformers import AutoModel
+
+from serve.engine.decode import Decoder
+from serve.engine.text import TextEncoder
+from serve.engine.zimage import ZImageTransformer
+from serve.errors import ConfigError
+from serve.settings import Settings
+from serve.tokens import PromptTokens
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """fp16 is never chosen: w2's peaks overflow it."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+    @classmethod
+    def choose(cls, settings: Settings) -> Placement:
+        cuda = torch.cuda.is_available()
+        if settings.device == "cuda" and not cuda:
+            raise ConfigError(
+                "device: cuda, but this process sees no CUDA device",
+                hint="give the deployment num_gpus, install a CUDA build of torch, or set device: cpu",
+            )
+        device = torch.device("cuda" if cuda and settings.device != "cpu" else "cpu")
+        if settings.precision == "auto":
+            bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+            return cls(device, torch.bfloat16 if bf16 else torch.float32)
+        return cls(device, torch.bfloat16 if settings.precision == "bf16" else torch.float32)
+
+    def __str__(self) -> str:
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
+        return f"{name} {str(self.dtype).removeprefix('torch.')}"
+
+
+def load_text_encoder(folder: Path, placement: Placement) -> TextEncoder:
+    model = AutoModel.from_pretrained(folder / "text_encoder", dtype=placement.dtype).to(placement.device).eval()
+    return TextEncoder(model, PromptTokens(folder / "tokenizer"))
+
+
+def load_transformer(folder: Path, placement: Placement) -> ZImageTransformer:
+    model = ZImageTransformer2DModel.from_pretrained(folder / "transformer", dtype=placement.dtype)
+    scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler")
+    with torch.inference_mode():
+        return ZImageTransformer(model.to(placement.device).eval(), scheduler)
+
+
+def load_decoder(folder: Path, placement: Placement) -> Decoder:
+    vae = AutoencoderKL.from_pretrained(folder / "vae", dtype=placement.dtype)
+    return Decoder(vae.to(placement.device).eval())

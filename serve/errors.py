@@ -1,0 +1,139 @@
+"""The error tree. Status and code sit on the class; the API renders `message`, never `str()` of a remote traceback."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Fragment:
+    """The part of a prompt that is at fault, in code points: `prompt[start:end] == text`."""
+
+    start: int
+    end: int
+    text: str
+
+
+class ZImageError(Exception):
+    """Base of every error that a user may see.
+
+    `message` says what is wrong with the value and the limit, `hint` what to do, `param` names the field,
+    `retry_after` is whole seconds.
+    """
+
+    status = 500
+    code = "internal_error"
+    type = "server_error"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        hint: str | None = None,
+        fragment: Fragment | None = None,
+        retry_after: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.hint = hint
+        self.fragment = fragment
+        self.retry_after = retry_after
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), self.message, self.param, self.hint, self.fragment, self.retry_after)
+
+
+def _rebuild(
+    cls: type[ZImageError],
+    message: str,
+    param: str | None,
+    hint: str | None,
+    fragment: Fragment | None,
+    retry_after: int | None,
+) -> ZImageError:
+    return cls(message, param=param, hint=hint, fragment=fragment, retry_after=retry_after)
+
+
+class InvalidRequest(ZImageError):
+    status, code, type = 400, "invalid_value", "invalid_request_error"
+
+
+class PromptTooLong(InvalidRequest):
+    code = "prompt_too_long"
+
+
+class NotFound(ZImageError):
+    status, code, type = 404, "not_found", "invalid_request_error"
+
+
+class ModelNotFound(NotFound):
+    code = "model_not_found"
+
+
+class MethodNotAllowed(ZImageError):
+    status, code, type = 405, "method_not_allowed", "invalid_request_error"
+
+
+class BodyTooLarge(ZImageError):
+    status, code, type = 413, "body_too_large", "invalid_request_error"
+
+
+class LinkRefused(ZImageError):
+    """A signed link that is missing its signature, was changed, or has expired."""
+
+    status, code, type = 403, "link_refused", "permission_error"
+
+
+class Unavailable(ZImageError):
+    status, code = 503, "unavailable"
+
+
+class NotReady(Unavailable):
+    code = "not_ready"
+
+
+class QueueFull(Unavailable):
+    code = "queue_full"
+
+
+class DeadlineInfeasible(Unavailable):
+    code = "deadline_infeasible"
+
+
+class DeadlineExceeded(Unavailable):
+    code = "deadline_exceeded"
+
+
+class RequestTimeout(Unavailable):
+    code = "request_timeout"
+
+
+class JobCanceled(Unavailable):
+    """The job was cancelled by someone else while a caller waited for its picture."""
+
+    code = "job_canceled"
+
+
+class ReplicaLost(ZImageError):
+    """A job killed or lost its replica too often to be tried again."""
+
+    code = "replica_lost"
+
+
+class StoreFull(ZImageError):
+    status, code = 507, "store_full"
+
+
+class ConfigError(ZImageError):
+    """Configuration that stops the start: says file, key and fix."""
+
+    code = "config_error"
+
+
+class WeightsError(ConfigError):
+    """Weights that are missing, truncated or of another architecture: names the file and the fix."""
+
+    code = "weights_error"

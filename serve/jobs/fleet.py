@@ -1,0 +1,111 @@
+"""The replicas that are alive, what each is doing, and which one has room."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from serve.messages import Generated, ImageRequest, Phase, ReplicaState, Task
+from serve.step_times import StepTimes
+
+SILENT_BEATS = 5
+
+
+class ReplicaGone(Exception):
+    """The replica that held a task died or was replaced; `replica_id` is None when it was a text encoder."""
+
+    def __init__(self, replica_id: str | None) -> None:
+        super().__init__(replica_id)
+        self.replica_id = replica_id
+
+
+class Backend(Protocol):
+    """The GPU replicas as the Dispatcher calls them; embeddings are opaque, they never pass through it."""
+
+    def encode(self, request: ImageRequest) -> object: ...
+
+    async def generate(self, task: Task, embeddings: object) -> Generated:
+        """Raises ReplicaGone, or the task's own error. Cancelling it stops the task at the replica's next step."""
+
+
+@dataclass(slots=True)
+class Replica:
+    state: ReplicaState
+    beat: float
+    times: StepTimes
+    placed: set[str] = field(default_factory=set)
+    reserved: bool = False
+
+    @property
+    def room(self) -> int:
+        if self.reserved or self.state.phase is not Phase.READY:
+            return 0
+        return self.state.slots - len(self.placed)
+
+
+class Fleet:
+    def __init__(self, heartbeat_s: float) -> None:
+        self._silence_s = SILENT_BEATS * heartbeat_s
+        self._replicas: dict[str, Replica] = {}
+
+    def beat(self, state: ReplicaState, now: float) -> bool:
+        """Takes a heartbeat; True when the replica became ready with it."""
+        known = self._replicas.get(state.replica_id)
+        ready_before = known is not None and known.state.phase is Phase.READY
+        times = StepTimes.from_table(state.step_times)
+        if known is None:
+            self._replicas[state.replica_id] = Replica(state, now, times)
+        else:
+            known.state, known.beat, known.times = state, now, times
+        return state.phase is Phase.READY and not ready_before
+
+    def drop(self, replica_id: str) -> set[str]:
+        """Forgets a replica; returns the tasks that it held."""
+        replica = self._replicas.pop(replica_id, None)
+        return replica.placed if replica else set()
+
+    def silent(self, now: float) -> list[str]:
+        return [id for id, replica in self._replicas.items() if now - replica.beat > self._silence_s]
+
+    def place(self, task_id: str, *, alone: bool) -> str | None:
+        """Reserves a slot on the emptiest denoiser; None when all are full.
+
+        A task that has lost a replica before is placed `alone`, on an empty one: if it is what kills replicas, it
+        kills no neighbour's work again, and is found out.
+        """
+        replica = max(self._role("denoiser"), key=lambda replica: replica.room, default=None)
+        if replica is None or replica.room <= 0 or (alone and replica.placed):
+            return None
+        replica.placed.add(task_id)
+        replica.reserved = alone
+        return replica.state.replica_id
+
+    def release(self, replica_id: str, task_id: str) -> None:
+        if replica_id in self._replicas:
+            replica = self._replicas[replica_id]
+            replica.placed.discard(task_id)
+            replica.reserved = replica.reserved and bool(replica.placed)
+
+    def ready(self, role: str) -> int:
+        return sum(replica.state.phase is Phase.READY for replica in self._role(role))
+
+    def times(self) -> StepTimes:
+        """Of any ready denoiser; empty while there is none."""
+        ready = (replica.times for replica in self._role("denoiser") if replica.state.phase is Phase.READY)
+        return next(ready, StepTimes())
+
+    def starting(self) -> tuple[Phase, float]:
+        """The least advanced of the roles, each judged by its most advanced replica."""
+        order = list(Phase)
+        best = [
+            max(
+                ((replica.state.phase, replica.state.fraction) for replica in self._role(role)),
+                key=lambda progress: (order.index(progress[0]), progress[1]),
+                default=(Phase.STARTING, 0.0),
+            )
+            for role in ("text_encoder", "denoiser")
+        ]
+        return min(best, key=lambda progress: (order.index(progress[0]), progress[1]))
+
+    def _role(self, role: str) -> list[Replica]:
+        return [replica for replica in self._replicas.values() if replica.state.role == role]

@@ -1,0 +1,116 @@
+"""The whole service in one process, without Ray: for one picture on the command line, and for tests of the API."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from serve.assets.store import LocalAssets
+from serve.engine.decode import Pixels
+from serve.engine.engine import Engine
+from serve.engine.generator import Generator
+from serve.engine.load import Placement, load_decoder, load_text_encoder, load_transformer
+from serve.engine.schedule import POLICIES
+from serve.engine.text import Embedding, TextEncoder
+from serve.engine.warmup import warm_up
+from serve.jobs.dispatcher import Dispatcher
+from serve.messages import Generated, ImageRequest, Phase, ReplicaState, Task
+from serve.settings import Settings
+from serve.tokens import PromptTokens
+from serve.weights import resolve, verify
+
+Embeddings = asyncio.Future[list[Embedding]]
+
+
+class LocalService(Dispatcher):
+    """ImageService over engines in this process, with the store and the tokenizer that the API needs."""
+
+    def __init__(self, settings: Settings, backend: LocalBackend, assets: LocalAssets, folder: Path) -> None:
+        super().__init__(settings, backend)
+        self.assets = assets
+        self.prompts = PromptTokens(folder / "tokenizer")
+
+
+@dataclass(slots=True)
+class LocalBackend:
+    text_encoder: TextEncoder
+    generator: Generator
+    texts: ThreadPoolExecutor
+    service: Dispatcher | None = None
+
+    def encode(self, request: ImageRequest) -> Embeddings:
+        prompts = [request.prompt, request.negative_prompt] if request.guided else [request.prompt]
+        work = asyncio.get_running_loop().run_in_executor(self.texts, self.text_encoder.encode, prompts)
+        return asyncio.ensure_future(work)
+
+    async def generate(self, task: Task, embeddings: object) -> Generated:
+        assert isinstance(embeddings, asyncio.Future)
+        assert self.service is not None
+        service = self.service
+        positive, *negative = await asyncio.shield(embeddings)
+        return await self.generator.generate(
+            task, positive, negative[0] if negative else None, lambda report: service.report([report])
+        )
+
+
+@asynccontextmanager
+async def open_service(settings: Settings) -> AsyncIterator[LocalService]:
+    """Loads and warms up the model, then serves until the block is left."""
+    folder = resolve(settings)
+    verify(folder)
+    torch.set_num_threads(settings.threads)
+    assets = LocalAssets(settings.data / "assets")
+    with ThreadPoolExecutor(1, "text") as texts, ThreadPoolExecutor(1, "files") as files:
+        backend, engine = await asyncio.to_thread(_load, settings, folder, assets, texts, files)
+        service = LocalService(settings, backend, assets, folder)
+        backend.service = service
+        engine.start()
+        service.open()
+        _beat(service, settings, engine)
+        beats = asyncio.create_task(_keep_beating(service, settings, engine))
+        try:
+            yield service
+        finally:
+            beats.cancel()
+            await service.close()
+            await asyncio.to_thread(engine.stop)
+
+
+def _load(
+    settings: Settings, folder: Path, assets: LocalAssets, texts: ThreadPoolExecutor, files: ThreadPoolExecutor
+) -> tuple[LocalBackend, Engine]:
+    placement, scheduler = Placement.choose(settings), settings.scheduler
+    transformer, decoder = load_transformer(folder, placement), load_decoder(folder, placement)
+    times = warm_up(transformer, decoder, settings.warmup_px, scheduler.max_batch, lambda fraction: None)
+    engine = Engine(transformer, decoder, POLICIES[scheduler.policy](times, scheduler.max_batch), times)
+
+    async def decode(latents: torch.Tensor) -> Pixels:
+        return (await engine.decode([latents]))[0]
+
+    generator = Generator(engine, decode, assets, files)
+    return LocalBackend(load_text_encoder(folder, placement), generator, texts), engine
+
+
+async def _keep_beating(service: Dispatcher, settings: Settings, engine: Engine) -> None:
+    while True:
+        await asyncio.sleep(settings.timeouts.heartbeat_s)
+        _beat(service, settings, engine)
+
+
+def _beat(service: Dispatcher, settings: Settings, engine: Engine) -> None:
+    text_encoder = ReplicaState(replica_id="local-text-encoder", role="text_encoder", phase=Phase.READY)
+    service.heartbeat(text_encoder)
+    denoiser = ReplicaState(
+        replica_id="local-denoiser",
+        role="denoiser",
+        phase=Phase.READY,
+        slots=settings.scheduler.window,
+        step_times=engine.times.to_table(),
+    )
+    service.heartbeat(denoiser)

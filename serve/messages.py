@@ -1,0 +1,266 @@
+"""What the processes say to each other: small frozen dataclasses, nothing else crosses a boundary."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Literal
+
+ImageFormat = Literal["png", "jpeg", "webp"]
+Priority = Literal["interactive", "standard", "batch"]
+PRIORITIES: tuple[Priority, ...] = ("interactive", "standard", "batch")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageRequest:
+    """What is drawn, fully resolved: the same request gives the same pictures.
+
+    Image `i` of `n` is drawn with `seed + i`, so that any of them can be made again alone.
+    """
+
+    model: str
+    prompt: str
+    negative_prompt: str = ""
+    width: int
+    height: int
+    steps: int
+    guidance: float = 0.0
+    seed: int
+    n: int = 1
+    output_format: ImageFormat = "png"
+    output_compression: int | None = None
+    deterministic: bool = False
+
+    @property
+    def guided(self) -> bool:
+        """Classifier-free guidance doubles the rows of a step."""
+        return self.guidance > 0
+
+    @property
+    def image_tokens(self) -> int:
+        return (self.width // 16) * (self.height // 16)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submission:
+    """A request on its way into the queue. `job_id` is a ULID minted by the caller: submitting it twice is one job."""
+
+    job_id: str
+    request: ImageRequest
+    prompt_tokens: int
+    user: str = "anonymous"
+    priority: Priority = "interactive"
+    deadline_ms: int | None = None
+    previews: int = 0
+
+
+class JobStatus(StrEnum):
+    QUEUED = "queued"
+    RUNNING = "running"
+    CANCELING = "canceling"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELED = "canceled"
+    EXPIRED = "expired"
+
+    @property
+    def terminal(self) -> bool:
+        return self in (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELED, JobStatus.EXPIRED)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredImage:
+    """A finished picture in the asset store."""
+
+    asset_id: str
+    seed: int
+    width: int
+    height: int
+    format: ImageFormat
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timings:
+    queue_ms: float = 0.0
+    encode_ms: float = 0.0
+    denoise_ms: float = 0.0
+    decode_ms: float = 0.0
+    total_ms: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ErrorInfo:
+    """An error as it is stored with a job and shown to its owner."""
+
+    status: int
+    code: str
+    type: str
+    message: str
+    param: str | None = None
+    hint: str | None = None
+    retry_after: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Something that happened to a job. `seq` counts from 1 within the job; `at` is Unix time in seconds."""
+
+    job_id: str
+    seq: int
+    at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Queued(Event):
+    """Accepted, or moved in the queue: `position` is 1-based among `length` jobs that have not begun."""
+
+    position: int
+    length: int
+    eta_seconds: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Started(Event):
+    """The first denoising step of the first image was taken."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress(Event):
+    """`step` of `steps`, summed over all images of the job."""
+
+    step: int
+    steps: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preview(Event):
+    """A partial image, encoded in the requested format, waits in the asset store under `key`."""
+
+    image: int
+    index: int
+    key: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Canceling(Event):
+    """A running job was told to stop and will at its next step."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terminal(Event):
+    """After one of these nothing follows."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Succeeded(Terminal):
+    images: tuple[StoredImage, ...]
+    timings: Timings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failed(Terminal):
+    error: ErrorInfo
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Canceled(Terminal):
+    pass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expired(Terminal):
+    error: ErrorInfo
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """One image of one job, placed on one replica: the unit of queueing, batching and retrying.
+
+    `deadline_in` is seconds from sending; past a `hard` deadline the image is dropped, past a soft one only ranked
+    behind.
+    """
+
+    id: str
+    job_id: str
+    image: int
+    asset_id: str
+    request: ImageRequest
+    prompt_tokens: int
+    previews: int
+    deadline_in: float
+    hard_deadline: bool
+    attempt: int
+    replica_id: str
+
+    @property
+    def seed(self) -> int:
+        return self.request.seed + self.image
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generated:
+    """A replica's one answer to a task. Seconds, as spent on this image (a batch counts for each of its members)."""
+
+    image: StoredImage
+    waited_s: float
+    denoise_s: float
+    decode_s: float
+    encode_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskStepped:
+    """`step` steps of a task are done; 0 says that its first step begins now."""
+
+    task_id: str
+    step: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskPreview:
+    task_id: str
+    index: int
+    key: str
+
+
+TaskReport = TaskStepped | TaskPreview
+
+
+class Phase(StrEnum):
+    """What a replica is doing on its way to serving."""
+
+    STARTING = "starting"
+    LOADING = "loading weights"
+    WARMING_UP = "warming up"
+    READY = "ready"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaState:
+    """A GPU replica as it registers with the Dispatcher and repeats in every heartbeat."""
+
+    replica_id: str
+    role: Literal["text_encoder", "denoiser"]
+    phase: Phase
+    fraction: float = 0.0
+    device: str = ""
+    slots: int = 0
+    step_times: dict[str, dict[str, float]] = field(default_factory=dict)
+    vram_used: int | None = None
+    vram_total: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceStatus:
+    """The whole service at one moment. `eta_seconds` estimates the wait of a job submitted now."""
+
+    ready: bool
+    phase: str
+    fraction: float
+    queued: int
+    running: int
+    denoisers: int
+    text_encoders: int
+    eta_seconds: float | None
+    uptime_s: float
