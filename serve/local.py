@@ -9,16 +9,14 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
+from torch import Tensor
 
 from serve.assets.store import LocalAssets
 from serve.engine.decode import Pixels
 from serve.engine.engine import Engine
 from serve.engine.generator import Generator
-from serve.engine.load import Placement, load_decoder, load_text_encoder, load_transformer
-from serve.engine.schedule import POLICIES
+from serve.engine.open import Placement, open_engine, open_text_encoder
 from serve.engine.text import Embedding, TextEncoder
-from serve.engine.warmup import warm_up
 from serve.jobs.dispatcher import Dispatcher
 from serve.messages import Generated, ImageRequest, Phase, ReplicaState, Task
 from serve.settings import Settings
@@ -64,13 +62,11 @@ async def open_service(settings: Settings) -> AsyncIterator[LocalService]:
     """Loads and warms up the model, then serves until the block is left."""
     folder = resolve(settings)
     verify(folder)
-    torch.set_num_threads(settings.threads)
     assets = LocalAssets(settings.data / "assets")
     with ThreadPoolExecutor(1, "text") as texts, ThreadPoolExecutor(1, "files") as files:
         backend, engine = await asyncio.to_thread(_load, settings, folder, assets, texts, files)
         service = LocalService(settings, backend, assets, folder)
         backend.service = service
-        engine.start()
         service.open()
         _beat(service, settings, engine)
         beats = asyncio.create_task(_keep_beating(service, settings, engine))
@@ -85,16 +81,14 @@ async def open_service(settings: Settings) -> AsyncIterator[LocalService]:
 def _load(
     settings: Settings, folder: Path, assets: LocalAssets, texts: ThreadPoolExecutor, files: ThreadPoolExecutor
 ) -> tuple[LocalBackend, Engine]:
-    placement, scheduler = Placement.choose(settings), settings.scheduler
-    transformer, decoder = load_transformer(folder, placement), load_decoder(folder, placement)
-    times = warm_up(transformer, decoder, settings.warmup_px, scheduler.max_batch, lambda fraction: None)
-    engine = Engine(transformer, decoder, POLICIES[scheduler.policy](times, scheduler.max_batch), times)
+    placement = Placement.choose(settings)
+    engine = open_engine(settings, folder, placement)
 
-    async def decode(latents: torch.Tensor) -> Pixels:
+    async def decode(latents: Tensor) -> Pixels:
         return (await engine.decode([latents]))[0]
 
     generator = Generator(engine, decode, assets, files)
-    return LocalBackend(load_text_encoder(folder, placement), generator, texts), engine
+    return LocalBackend(open_text_encoder(settings, folder, placement), generator, texts), engine
 
 
 async def _keep_beating(service: Dispatcher, settings: Settings, engine: Engine) -> None:

@@ -200,21 +200,25 @@ class Task:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Generated:
-    """A replica's one answer to a task. Seconds, as spent on this image (a batch counts for each of its members)."""
+    """A replica's one answer to a task: when its first step began (Unix seconds), and seconds spent on it.
+
+    A batch counts for each of its members.
+    """
 
     image: StoredImage
-    waited_s: float
+    started_at: float
+    encode_s: float
     denoise_s: float
     decode_s: float
-    encode_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskStepped:
-    """`step` steps of a task are done; 0 says that its first step begins now."""
+    """`step` steps of a task are done since `at` (Unix seconds); 0 says that its first step begins."""
 
     task_id: str
     step: int
+    at: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -31,7 +31,8 @@ class Decoder:
     def preview(self, latents: Tensor) -> Pixels:
         """An estimate of the final latents [C, h, w] -> RGB [h, w, 3]: blurred, for the price of a matrix product."""
         values = latents.permute(1, 2, 0).to(self._preview.device)
-        return _to_uint8((_with_one(values) @ self._preview).permute(2, 0, 1)[None])[0]
+        pixels: Pixels = _to_uint8((_with_one(values) @ self._preview).permute(2, 0, 1)[None])[0]
+        return pixels
 
     @torch.inference_mode()
     def _fit_preview(self) -> Tensor:
@@ -44,7 +45,8 @@ class Decoder:
         latents = (encoded.float() - self._shift) * self._scale
         colours = F.avg_pool2d(images, FIT_SIDE_PX // latents.shape[-1]).to(latents.device)
         features, targets = (x.permute(0, 2, 3, 1).flatten(0, 2) for x in (latents, colours))
-        return torch.linalg.lstsq(_with_one(features).cpu(), targets.cpu()).solution.to(latents.device)
+        solution: Tensor = torch.linalg.lstsq(_with_one(features).cpu(), targets.cpu()).solution
+        return solution.to(latents.device)
 
 
 def _with_one(values: Tensor) -> Tensor:

@@ -43,10 +43,10 @@ class Generation:
 
 @dataclass(frozen=True, slots=True)
 class Denoised:
-    """Final latents [C, h, w] fp32; seconds waited for the first step, and seconds of the steps it took part in."""
+    """Final latents [C, h, w] fp32; when the first step began (Unix seconds); seconds of the steps it took part in."""
 
     latents: Tensor
-    waited_s: float
+    started_at: float
     denoise_s: float
 
 
@@ -60,7 +60,7 @@ class _Flight:
     outcome: _Outcome
     on_step: OnStep
     step: int = 0
-    waited_s: float = 0.0
+    started_at: float = 0.0
     denoise_s: float = 0.0
 
     def rows(self) -> list[Row]:
@@ -220,7 +220,7 @@ class Engine:
         self._beat = started = self.clock()
         for flight in batch:
             if flight.step == 0:
-                flight.waited_s = started - flight.entry.admitted
+                flight.started_at = time.time()
                 flight.on_step(0, None)
         try:
             velocities = self._velocities(batch)
@@ -273,7 +273,7 @@ class Engine:
         if flight.step == flight.generation.steps:
             del self._flights[flight.entry.id]
             flight.on_step(flight.step, None)
-            flight.outcome.result(Denoised(self._picture(flight, flight.latents), flight.waited_s, flight.denoise_s))
+            flight.outcome.result(Denoised(self._picture(flight, flight.latents), flight.started_at, flight.denoise_s))
             return
         preview = None
         if flight.step in flight.generation.preview_steps:

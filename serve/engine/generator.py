@@ -36,7 +36,7 @@ class Generator:
         previews = _Previews(self, task, report)
 
         def on_step(step: int, preview: Pixels | None) -> None:
-            loop.call_soon_threadsafe(report, TaskStepped(task_id=task.id, step=step))
+            loop.call_soon_threadsafe(report, TaskStepped(task_id=task.id, step=step, at=time.time()))
             if preview is not None:
                 loop.call_soon_threadsafe(previews.begin, preview)
 
@@ -49,10 +49,10 @@ class Generator:
         image = await self._store(task, pixels)
         return Generated(
             image=image,
-            waited_s=denoised.waited_s,
+            started_at=denoised.started_at,
+            encode_s=embedding.seconds,
             denoise_s=denoised.denoise_s,
             decode_s=decoded - started,
-            encode_s=embedding.seconds,
         )
 
     def _generation(self, task: Task, embedding: Embedding, negative: Embedding | None) -> Generation:

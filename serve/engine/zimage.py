@@ -29,8 +29,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 def rotate(x: Tensor, rope: Tensor) -> Tensor:
     """Rotary embedding in real arithmetic. x [B, S, heads, head_dim]; rope [S, 1, head_dim/2, 2] (cos, sin)."""
-    pairs = x.float().unflatten(-1, (-1, 2))
-    even, odd = pairs.unbind(-1)
+    even, odd = x.float().view(*x.shape[:-1], -1, 2).unbind(-1)
     cos, sin = rope.unbind(-1)
     return torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1).flatten(-2).type_as(x)
 
@@ -72,7 +71,7 @@ class Block:
         return rms_norm(x, weight, eps)
 
     def _attend(self, x: Tensor, rope: Tensor) -> Tensor:
-        query, key, value = F.linear(x, self.qkv).unflatten(-1, (3, self.heads, -1)).unbind(2)
+        query, key, value = F.linear(x, self.qkv).view(*x.shape[:2], 3, self.heads, -1).unbind(2)
         if self.norm_q is not None:
             query = rms_norm(query, self.norm_q.weight, self.norm_q.eps)
             key = rms_norm(key, self.norm_k.weight, self.norm_k.eps)
@@ -209,7 +208,8 @@ class ZImageTransformer:
         for depth, block in enumerate(self._layers, len(self._noise_refiner)):
             x = block(x, rope, modulation[depth])
         final_scale = torch.stack([row.schedule.final_scale[row.step] for row in rows]).unsqueeze(1)
-        return -self._final.linear(self._final.norm_final(x[:, :tokens]) * final_scale).float()
+        output: Tensor = self._final.linear(self._final.norm_final(x[:, :tokens]) * final_scale)
+        return -output.float()
 
     @torch.inference_mode()
     def _make_schedule(self, steps: int, image_tokens: int) -> Schedule:

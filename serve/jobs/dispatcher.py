@@ -168,7 +168,7 @@ class Dispatcher:
             if isinstance(report, TaskPreview):
                 job.emit(Preview, image=placement.image, index=report.index, key=report.key)
             else:
-                self._note_start(job)
+                self._begin(job, report.at)
                 job.step(placement.image, report.step)
 
     # --- admission
@@ -221,7 +221,7 @@ class Dispatcher:
             deadline = now + submission.deadline_ms / 1e3
         else:
             deadline = now + SOFT_DEADLINE[submission.priority] * (solo or UNKNOWN_SOLO_S)
-        job = Job(submission, now, deadline, solo / submission.request.n)
+        job = Job(submission, deadline, solo / submission.request.n)
         self._jobs[job.id] = job
         self._queue.add(job.id, submission.priority, submission.user)
         return job
@@ -293,12 +293,12 @@ class Dispatcher:
 
     def _finish_image(self, placement: _Placement, generated: Generated) -> None:
         job, steps = placement.job, placement.job.submission.request.steps
-        self._note_start(job)
+        self._begin(job, generated.started_at)
         job.finished[placement.image] = generated
         job.step(placement.image, steps)
         if len(job.finished) == job.submission.request.n and job.status is JobStatus.RUNNING:
             images = tuple(job.finished[image].image for image in sorted(job.finished))
-            self._end(job, Succeeded, images=images, timings=job.timings(self._clock()))
+            self._end(job, Succeeded, images=images, timings=job.timings())
 
     def _retry(self, placement: _Placement, gone: str | None) -> None:
         """The replica is lost, not the job: it goes back to its place, unless it has cost too many replicas."""
@@ -371,9 +371,8 @@ class Dispatcher:
 
     # --- positions
 
-    def _note_start(self, job: Job) -> None:
-        if job.started is None:
-            job.started = self._clock()
+    def _begin(self, job: Job, at: float) -> None:
+        job.begin(at)
         if not job.pending and job.id in self._queue:
             self._queue.remove(job.id)
             self._moved = True

@@ -41,12 +41,13 @@ _REPLACED = (Queued, Progress)  # of these only the newest is kept for those who
 
 @dataclass(slots=True)
 class Job:
-    """`accepted` and `deadline` are in seconds of the Dispatcher's clock."""
+    """`deadline` is in seconds of the Dispatcher's clock, all other times are Unix seconds."""
 
     submission: Submission
-    accepted: float
     deadline: float
     image_seconds: float
+    created_at: float = field(default_factory=time.time)
+    started_at: float | None = None
     status: JobStatus = JobStatus.QUEUED
     attempt: int = 1
     embeddings: object = None
@@ -55,7 +56,6 @@ class Job:
     finished: dict[int, Generated] = field(default_factory=dict)
     events: list[Event] = field(default_factory=list)
     listeners: set[Listener] = field(default_factory=set)
-    started: float | None = None
     _seq: int = 0
 
     def __post_init__(self) -> None:
@@ -100,21 +100,26 @@ class Job:
         )
         return self.image_seconds * steps_left / request.steps
 
-    def step(self, image: int, step: int) -> None:
-        """`step` steps of an image are done; 0 says that its first one begins. Repeated news changes nothing."""
+    def begin(self, at: float) -> None:
+        """Its first step was taken `at`; repeated news changes nothing."""
+        self.started_at = at if self.started_at is None else min(at, self.started_at)
         if self.status is JobStatus.QUEUED:
             self.emit(Started)
+
+    def step(self, image: int, step: int) -> None:
+        """`step` steps of an image are done; repeated and old news changes nothing."""
         if step > self.steps_done.get(image, 0):
             self.steps_done[image] = step
             request = self.submission.request
             self.emit(Progress, step=sum(self.steps_done.values()), steps=request.steps * request.n)
 
-    def timings(self, now: float) -> Timings:
+    def timings(self) -> Timings:
         images = self.finished.values()
+        started_at = min(image.started_at for image in images)
         return Timings(
-            queue_ms=1e3 * ((self.started or now) - self.accepted),
+            queue_ms=1e3 * max(0.0, started_at - self.created_at),
             encode_ms=1e3 * max(image.encode_s for image in images),
             denoise_ms=1e3 * sum(image.denoise_s for image in images),
             decode_ms=1e3 * sum(image.decode_s for image in images),
-            total_ms=1e3 * (now - self.accepted),
+            total_ms=1e3 * (time.time() - self.created_at),
         )

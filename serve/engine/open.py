@@ -1,7 +1,8 @@
-"""Weights from a verified folder to the device, each once, in the dtype that the device is good at."""
+"""From a verified folder to a warm engine: weights onto the device, each once, in the dtype it is good at."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,10 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImageTran
 from transformers import AutoModel
 
 from serve.engine.decode import Decoder
+from serve.engine.engine import Engine
+from serve.engine.schedule import POLICIES
 from serve.engine.text import TextEncoder
+from serve.engine.warmup import warm_up
 from serve.engine.zimage import ZImageTransformer
 from serve.errors import ConfigError
 from serve.settings import Settings
@@ -43,9 +47,23 @@ class Placement:
         return f"{name} {str(self.dtype).removeprefix('torch.')}"
 
 
-def load_text_encoder(folder: Path, placement: Placement) -> TextEncoder:
+def open_text_encoder(settings: Settings, folder: Path, placement: Placement) -> TextEncoder:
+    torch.set_num_threads(settings.threads)
     model = AutoModel.from_pretrained(folder / "text_encoder", dtype=placement.dtype).to(placement.device).eval()
     return TextEncoder(model, PromptTokens(folder / "tokenizer"))
+
+
+def open_engine(
+    settings: Settings, folder: Path, placement: Placement, report: Callable[[float], None] = lambda _: None
+) -> Engine:
+    """Loads, warms up and starts; `report` gets the fraction of the warm-up that is done."""
+    torch.set_num_threads(settings.threads)
+    transformer, decoder = load_transformer(folder, placement), load_decoder(folder, placement)
+    scheduler = settings.scheduler
+    times = warm_up(transformer, decoder, settings.warmup_px, scheduler.max_batch, report)
+    engine = Engine(transformer, decoder, POLICIES[scheduler.policy](times, scheduler.max_batch), times)
+    engine.start()
+    return engine
 
 
 def load_transformer(folder: Path, placement: Placement) -> ZImageTransformer:

@@ -1,0 +1,27 @@
+"""Wiring and nothing else: which process is built from what."""
+
+from __future__ import annotations
+
+from ray import serve
+from ray.serve import Application
+from ray.serve.config import RequestRouterConfig
+
+from deployments.denoiser import Denoiser
+from deployments.dispatcher import Dispatcher
+from deployments.gateway import Gateway
+from deployments.placement import PlacedRouter
+from deployments.text_encoder import TextEncoder
+from serve.settings import Settings
+from serve.weights import resolve, verify
+
+
+def build(settings: Settings) -> Application:
+    """The application of config/serve.yaml. Raises WeightsError before any replica starts."""
+    folder = resolve(settings)
+    verify(folder)
+    settings = settings.model_copy(update={"data": settings.data.resolve()})
+    placed = RequestRouterConfig(request_router_class=f"{PlacedRouter.__module__}.{PlacedRouter.__name__}")
+    text_encoder = serve.deployment(TextEncoder).bind(settings, folder)
+    denoiser = serve.deployment(Denoiser, request_router_config=placed).bind(settings, folder)
+    dispatcher = serve.deployment(Dispatcher).bind(settings, text_encoder, denoiser)
+    return serve.deployment(serve.ingress()(Gateway)).bind(settings, folder, dispatcher)

@@ -1,0 +1,72 @@
+"""The process that owns a GPU: the step loop, decoding batched by Ray Serve, files, and the asset store."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ray import serve
+
+from deployments.replica import Membership, replica_id
+from serve.assets.store import LocalAssets
+from serve.messages import Generated, Phase, ReplicaState, Task
+from serve.settings import Settings
+
+if TYPE_CHECKING:  # heavy imports belong to the replica, not to the process that wires the application
+    from torch import Tensor
+
+    from serve.engine.decode import Pixels
+    from serve.engine.engine import Engine
+    from serve.engine.text import Embedding
+
+STUCK_S = 120.0  # far longer than any step; a device that answers nothing for so long is lost
+
+
+class Denoiser:
+    async def __init__(self, settings: Settings, folder: Path) -> None:  # type: ignore[misc]  # Ray Serve awaits it
+        from serve.engine.generator import Generator  # noqa: PLC0415
+        from serve.engine.open import Placement, open_engine  # noqa: PLC0415
+
+        placement = Placement.choose(settings)
+        state = ReplicaState(
+            replica_id=replica_id(),
+            role="denoiser",
+            phase=Phase.LOADING,
+            device=str(placement),
+            slots=settings.scheduler.window,
+        )
+        self._membership = Membership(settings, state)
+        self._engine: Engine = await asyncio.to_thread(
+            open_engine, settings, folder, placement, lambda done: self._membership.progress(Phase.WARMING_UP, done)
+        )
+        self._decode.set_max_batch_size(settings.scheduler.decode_batch)
+        self._generator = Generator(
+            self._engine, self._decode, LocalAssets(settings.data / "assets"), ThreadPoolExecutor(2, "files")
+        )
+        self._membership.ready(state, self._measured)
+
+    async def generate(self, task: Task, embedding: Embedding, negative: Embedding | None = None) -> Generated:
+        """Answers once, when the picture is stored; a cancelled call stops it at the next step."""
+        return await self._generator.generate(task, embedding, negative, self._membership.report)
+
+    async def check_health(self) -> None:
+        silent_s = self._engine.silent_s()
+        if silent_s > STUCK_S:
+            raise RuntimeError(f"the engine has not moved for {silent_s:.0f} s")
+
+    @serve.batch(max_batch_size=4, batch_wait_timeout_s=0.0)  # type: ignore[untyped-decorator]
+    async def _decode(self, latents: list[Tensor]) -> list[Pixels]:
+        """Those that finished in one step are decoded together, shape by shape."""
+        order = sorted(range(len(latents)), key=lambda i: latents[i].shape)
+        pixels: dict[int, Pixels] = {}
+        for _, group in groupby(order, key=lambda i: latents[i].shape):
+            members = list(group)
+            pixels.update(zip(members, await self._engine.decode([latents[i] for i in members]), strict=True))
+        return [pixels[i] for i in range(len(latents))]
+
+    def _measured(self, state: ReplicaState) -> ReplicaState:
+        return replace(state, step_times=self._engine.times.to_table())

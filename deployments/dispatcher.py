@@ -1,0 +1,54 @@
+"""The process that owns the queue. Exactly one replica; it never touches pixels or tensors."""
+
+from __future__ import annotations
+
+import secrets
+
+from ray.serve.handle import DeploymentHandle
+
+from deployments.remote import RemoteBackend
+from serve.jobs.dispatcher import Dispatcher as Jobs
+from serve.jobs.outbox import Outbox
+from serve.messages import Event, ReplicaState, ServiceStatus, Submission, TaskReport
+from serve.settings import Settings
+
+POLL_S = 2.0  # short enough not to hold up a shutdown
+
+
+class Dispatcher:
+    async def __init__(self, settings: Settings, text_encoder: DeploymentHandle, denoiser: DeploymentHandle) -> None:  # type: ignore[misc]  # Ray Serve awaits it
+        self._jobs = Jobs(settings, RemoteBackend(text_encoder, denoiser))
+        self._jobs.open()
+        self._epoch = secrets.token_hex(8)
+        self._outboxes: dict[str, Outbox] = {}
+
+    # --- from Gateways
+
+    async def submit(self, submission: Submission, gateway_id: str) -> None:
+        await self._jobs.submit(submission)
+        await self.watch(submission.job_id, gateway_id)
+
+    async def watch(self, job_id: str, gateway_id: str) -> None:
+        self._jobs.listen(job_id, self._outbox(gateway_id).put, after=0)
+
+    async def poll(self, gateway_id: str, acknowledged: int) -> tuple[str, int, list[Event]]:
+        """A long poll: the Dispatcher's epoch, the new cursor, and the events since the acknowledged one."""
+        cursor, events = await self._outbox(gateway_id).take(acknowledged, POLL_S)
+        return self._epoch, cursor, events
+
+    async def cancel(self, job_id: str) -> None:
+        await self._jobs.cancel(job_id)
+
+    async def status(self) -> ServiceStatus:
+        return await self._jobs.status()
+
+    # --- from GPU replicas
+
+    async def heartbeat(self, state: ReplicaState) -> None:
+        self._jobs.heartbeat(state)
+
+    async def report(self, reports: list[TaskReport]) -> None:
+        self._jobs.report(reports)
+
+    def _outbox(self, gateway_id: str) -> Outbox:
+        return self._outboxes.setdefault(gateway_id, Outbox())

@@ -1,0 +1,27 @@
+"""The process that speaks HTTP. It keeps no state: any replica can answer any request."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fastapi import FastAPI
+from ray.serve.handle import DeploymentHandle
+
+from deployments.remote import RemoteService
+from deployments.replica import replica_id
+from serve.api.app import create_app
+from serve.assets.store import LocalAssets
+from serve.settings import Settings
+from serve.tokens import PromptTokens
+
+
+class Gateway:
+    async def __init__(self, settings: Settings, folder: Path, dispatcher: DeploymentHandle) -> None:  # type: ignore[misc]  # Ray Serve awaits it
+        self._settings = settings
+        self._service = RemoteService(dispatcher, replica_id())
+        self._service.open()
+        self._assets = LocalAssets(settings.data / "assets")
+        self._prompts = PromptTokens(folder / "tokenizer")
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return create_app(self._service, self._assets, self._prompts, self._settings)

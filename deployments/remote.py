@@ -1,0 +1,234 @@
+"""Handle-backed twins of serve's protocols; the only place that calls another deployment.
+
+Every call runs in a context of its own: Ray Serve cancels calls made in a request's context when that request's
+client leaves, and a job must outlive any one of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import structlog
+from ray.exceptions import RayActorError, RayError, RayTaskError, TaskCancelledError
+from ray.serve.exceptions import RayServeException
+from ray.serve.handle import DeploymentHandle, DeploymentResponse
+
+from serve.errors import NotFound, Unavailable, ZImageError
+from serve.jobs.fleet import ReplicaGone
+from serve.messages import (
+    Event,
+    Generated,
+    ImageRequest,
+    ReplicaState,
+    ServiceStatus,
+    Submission,
+    Task,
+    TaskReport,
+    Terminal,
+)
+
+log = structlog.get_logger()
+T = TypeVar("T")
+
+RETRY_EVERY_S = 0.2
+GIVE_UP_S = 60.0
+CANCEL_S = 5.0
+
+
+def detached(work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+    return asyncio.get_running_loop().create_task(work, context=contextvars.Context())
+
+
+async def _outcome(response: DeploymentResponse) -> Any:
+    """The answer, or the error that the other side raised rather than Ray's wrapping of it."""
+    try:
+        return await response
+    except RayTaskError as error:
+        if isinstance(error.cause, ZImageError):
+            raise error.cause from None
+        raise
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteBackend:
+    """The GPU replicas as the Dispatcher calls them. Embeddings go from one to the other without passing through it."""
+
+    text_encoder: DeploymentHandle
+    denoiser: DeploymentHandle
+
+    def encode(self, request: ImageRequest) -> list[DeploymentResponse]:
+        prompts = [request.prompt, request.negative_prompt] if request.guided else [request.prompt]
+        return [self.text_encoder.encode.remote(prompt) for prompt in prompts]
+
+    async def generate(self, task: Task, embeddings: object) -> Generated:
+        assert isinstance(embeddings, list)
+        response = self.denoiser.generate.remote(task, *embeddings)
+        try:
+            generated: Generated = await _outcome(response)
+        except asyncio.CancelledError:
+            await self._stop(response)
+            raise
+        except RayActorError as error:
+            raise ReplicaGone(task.replica_id) from error
+        except (TaskCancelledError, RayServeException, RayError) as error:
+            if isinstance(error, RayTaskError) and not _upstream_died(error):
+                raise
+            raise ReplicaGone(None) from error
+        return generated
+
+    @staticmethod
+    async def _stop(response: DeploymentResponse) -> None:
+        """Cancels a call and waits until the replica has let go of it."""
+        response.cancel()
+        with suppress(RayError, RayServeException, asyncio.CancelledError, TimeoutError, ZImageError):
+            await asyncio.wait_for(_outcome(response), CANCEL_S)
+
+
+def _upstream_died(error: RayTaskError) -> bool:
+    return isinstance(error.cause, RayActorError)
+
+
+@dataclass(slots=True)
+class RemoteDispatcher:
+    """The Dispatcher as a GPU replica calls it."""
+
+    handle: DeploymentHandle
+
+    async def heartbeat(self, state: ReplicaState) -> None:
+        await _outcome(self.handle.heartbeat.remote(state))
+
+    async def report(self, reports: list[TaskReport]) -> None:
+        await _outcome(self.handle.report.remote(reports))
+
+
+@dataclass(slots=True)
+class _Mailbox:
+    """What one job has sent to this Gateway; its submission is kept so that it can be submitted again."""
+
+    submission: Submission | None
+    queues: set[asyncio.Queue[Event | ZImageError]] = field(default_factory=set)
+    log: list[Event] = field(default_factory=list)
+
+    def put(self, event: Event) -> None:
+        self.log.append(event)
+        for mail in self.queues:
+            mail.put_nowait(event)
+
+
+class RemoteService:
+    """ImageService over one link: a single long poll brings the events of all jobs that this Gateway watches."""
+
+    def __init__(self, dispatcher: DeploymentHandle, gateway_id: str) -> None:
+        self._dispatcher = dispatcher
+        self._gateway_id = gateway_id
+        self._mailboxes: dict[str, _Mailbox] = {}
+        self._epoch = ""
+        self._link: asyncio.Task[None] | None = None
+
+    def open(self) -> None:
+        self._link = detached(self._follow())
+
+    def close(self) -> None:
+        if self._link is not None:
+            self._link.cancel()
+
+    async def submit(self, submission: Submission) -> None:
+        mailbox = _Mailbox(submission)
+        self._mailboxes[submission.job_id] = mailbox
+        try:
+            await self._call(lambda: self._dispatcher.submit.remote(submission, self._gateway_id))
+        except ZImageError:
+            self._mailboxes.pop(submission.job_id, None)
+            raise
+
+    async def watch(self, job_id: str, after: int = 0) -> AsyncIterator[Event]:
+        mail: asyncio.Queue[Event | ZImageError] = asyncio.Queue()
+        mailbox = self._mailboxes.get(job_id) or await self._subscribe(job_id)
+        for event in mailbox.log:
+            if event.seq > after:
+                mail.put_nowait(event)
+        mailbox.queues.add(mail)
+        try:
+            while True:
+                item = await mail.get()
+                if isinstance(item, ZImageError):
+                    raise item
+                yield item
+                if isinstance(item, Terminal):
+                    return
+        finally:
+            mailbox.queues.discard(mail)
+            if not mailbox.queues:
+                self._mailboxes.pop(job_id, None)
+
+    async def cancel(self, job_id: str) -> None:
+        await self._call(lambda: self._dispatcher.cancel.remote(job_id))
+
+    async def status(self) -> ServiceStatus:
+        status: ServiceStatus = await self._call(self._dispatcher.status.remote)
+        return status
+
+    async def _subscribe(self, job_id: str) -> _Mailbox:
+        mailbox = self._mailboxes[job_id] = _Mailbox(None)
+        try:
+            await self._call(lambda: self._dispatcher.watch.remote(job_id, self._gateway_id))
+        except ZImageError:
+            self._mailboxes.pop(job_id, None)
+            raise
+        return mailbox
+
+    async def _call(self, send: Callable[[], DeploymentResponse]) -> Any:
+        """Again until answered, while the Dispatcher is replaced; its calls are idempotent."""
+        return await asyncio.shield(detached(self._insist(send)))
+
+    @staticmethod
+    async def _insist(send: Callable[[], DeploymentResponse]) -> Any:
+        give_up = asyncio.get_running_loop().time() + GIVE_UP_S
+        while True:
+            try:
+                return await _outcome(send())
+            except RayActorError:
+                if asyncio.get_running_loop().time() > give_up:
+                    raise Unavailable("the queue is not answering", hint="try again", retry_after=5) from None
+                await asyncio.sleep(RETRY_EVERY_S)
+
+    async def _follow(self) -> None:
+        acknowledged = 0
+        while True:
+            try:
+                answer = await _outcome(self._dispatcher.poll.remote(self._gateway_id, acknowledged))
+            except (RayError, RayServeException):
+                await asyncio.sleep(RETRY_EVERY_S)
+                continue
+            epoch, acknowledged, events = answer
+            if epoch != self._epoch:
+                await self._rejoin(epoch)
+            for event in events:
+                if event.job_id in self._mailboxes:
+                    self._mailboxes[event.job_id].put(event)
+
+    async def _rejoin(self, epoch: str) -> None:
+        """A new Dispatcher knows nothing of this Gateway's watchers: everything is submitted and watched again."""
+        before, self._epoch = self._epoch, epoch
+        if not before:
+            return
+        log.warning("the dispatcher was replaced", jobs=len(self._mailboxes))
+        for job_id, mailbox in list(self._mailboxes.items()):
+            detached(self._resubmit(job_id, mailbox))
+
+    async def _resubmit(self, job_id: str, mailbox: _Mailbox) -> None:
+        mailbox.log.clear()
+        submission = mailbox.submission
+        try:
+            if submission is None:
+                await self._insist(lambda: self._dispatcher.watch.remote(job_id, self._gateway_id))
+            else:
+                await self._insist(lambda: self._dispatcher.submit.remote(submission, self._gateway_id))
+        except (NotFound, Unavailable) as error:
+            for mail in mailbox.queues:
+                mail.put_nowait(error)

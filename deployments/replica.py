@@ -1,0 +1,83 @@
+"""What every GPU replica does beside its work: say how far it is, that it lives, and what its tasks have done."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+
+import structlog
+from ray import serve
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
+
+from deployments.remote import RemoteDispatcher, detached
+from serve.messages import Phase, ReplicaState, TaskReport, TaskStepped
+from serve.settings import Settings
+
+log = structlog.get_logger()
+REPORT_EVERY_S = 0.25
+
+
+def replica_id() -> str:
+    return str(serve.get_replica_context().replica_id.unique_id)
+
+
+class Membership:
+    """A replica's link to the Dispatcher. Reports are coalesced to four messages a second over all its tasks."""
+
+    def __init__(self, settings: Settings, state: ReplicaState) -> None:
+        context = serve.get_replica_context()
+        self._dispatcher = RemoteDispatcher(serve.get_deployment_handle("Dispatcher", context.app_name))
+        self._every_s = settings.timeouts.heartbeat_s
+        self._state = state
+        self._refresh: Callable[[ReplicaState], ReplicaState] = lambda state: state
+        self._reports: list[TaskReport] = []
+        self._sending = False
+        self._changed = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._beating = detached(self._beat())
+
+    def progress(self, phase: Phase, fraction: float = 0.0) -> None:
+        """May be called from any thread."""
+        self._state = replace(self._state, phase=phase, fraction=fraction)
+        self._loop.call_soon_threadsafe(self._changed.set)
+
+    def ready(self, state: ReplicaState, refresh: Callable[[ReplicaState], ReplicaState]) -> None:
+        """From now on every heartbeat carries `refresh(state)`."""
+        self._state, self._refresh = replace(state, phase=Phase.READY, fraction=1.0), refresh
+        self._changed.set()
+
+    def report(self, report: TaskReport) -> None:
+        """Of a task's steps only the newest waits to be sent."""
+        self._reports = [old for old in self._reports if not _outdated(old, report)] + [report]
+        if not self._sending:
+            self._sending = True
+            detached(self._send())
+
+    async def _send(self) -> None:
+        """The first report leaves at once; those of the next quarter second follow together."""
+        while self._reports:
+            reports, self._reports = self._reports, []
+            try:
+                await self._dispatcher.report(reports)
+            except (RayError, RayServeException) as error:
+                log.warning("progress was not delivered", error=type(error).__name__, reports=len(reports))
+            await asyncio.sleep(REPORT_EVERY_S)
+        self._sending = False
+
+    async def _beat(self) -> None:
+        while True:
+            self._changed.clear()
+            try:
+                await self._dispatcher.heartbeat(self._refresh(self._state))
+            except (RayError, RayServeException) as error:
+                log.warning("the dispatcher did not take a heartbeat", error=type(error).__name__)
+            try:
+                await asyncio.wait_for(self._changed.wait(), self._every_s)
+            except TimeoutError:
+                continue
+
+
+def _outdated(old: TaskReport, new: TaskReport) -> bool:
+    return isinstance(old, TaskStepped) and isinstance(new, TaskStepped) and old.task_id == new.task_id

@@ -1,0 +1,58 @@
+"""The process that turns prompts into embeddings, batched by Ray Serve."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
+
+from ray import serve
+
+from deployments.replica import Membership, replica_id
+from serve.messages import Phase, ReplicaState
+from serve.settings import Settings
+
+if TYPE_CHECKING:  # heavy imports belong to the replica, not to the process that wires the application
+    from serve.engine.text import Embedding
+
+P = ParamSpec("P")
+R = TypeVar("R")
+WARM_UP = ["a", "a red fox on a yellow background " * 20]
+
+
+class TextEncoder:
+    async def __init__(self, settings: Settings, folder: Path) -> None:  # type: ignore[misc]  # Ray Serve awaits it
+        from serve.engine.open import Placement, open_text_encoder  # noqa: PLC0415
+
+        placement = Placement.choose(settings)
+        state = ReplicaState(replica_id=replica_id(), role="text_encoder", phase=Phase.LOADING, device=str(placement))
+        membership = Membership(settings, state)
+        self._device = ThreadPoolExecutor(1, "device")
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._encoder = await self._on_device(open_text_encoder, settings, folder, placement)
+        membership.progress(Phase.WARMING_UP)
+        await self._on_device(self._encoder.encode, WARM_UP)
+        self._encode.set_max_batch_size(settings.scheduler.encode_batch)
+        membership.ready(state, lambda state: state)
+
+    async def encode(self, prompt: str) -> Embedding:
+        """One prompt's embedding [L, C]. Callers wait here while the device is busy, and so enter the next batch
+        together: Ray Serve forms batches eagerly and never merges those that wait."""
+        while not self._idle.is_set():
+            await self._idle.wait()
+        embedding: Embedding = await self._encode(prompt)
+        return embedding
+
+    @serve.batch(max_batch_size=8, batch_wait_timeout_s=0.0)  # type: ignore[untyped-decorator]
+    async def _encode(self, prompts: list[str]) -> list[Embedding]:
+        self._idle.clear()
+        try:
+            return await self._on_device(self._encoder.encode, prompts)
+        finally:
+            self._idle.set()
+
+    async def _on_device(self, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        return await asyncio.get_running_loop().run_in_executor(self._device, lambda: work(*args, **kwargs))

@@ -1,0 +1,35 @@
+"""The HTTP door: routes, error shape and request ids around one ImageService."""
+
+from __future__ import annotations
+
+import time
+
+from fastapi import FastAPI
+
+from serve.api import assets as pictures
+from serve.api import errors, openai, ops
+from serve.api.deps import Door
+from serve.api.docs import DocumentedApp
+from serve.api.envelope import Envelope
+from serve.assets.links import open_links
+from serve.assets.store import AssetStore
+from serve.jobs.service import ImageService
+from serve.settings import Settings
+from serve.tokens import PromptTokens
+
+
+def create_app(service: ImageService, assets: AssetStore, prompts: PromptTokens, settings: Settings) -> FastAPI:
+    app = DocumentedApp(title="Z-Image serving", version="1", redoc_url=None, redirect_slashes=False)
+    app.state.door = Door(
+        service=service,
+        assets=assets,
+        prompts=prompts,
+        links=open_links(settings),
+        settings=settings,
+        opened_at=int(time.time()),
+    )
+    for concern in (openai, pictures, ops):
+        app.include_router(concern.router)
+    errors.install(app)
+    app.add_middleware(Envelope)
+    return app

@@ -1,0 +1,92 @@
+"""A JSON object out of a request body, within limits that are checked while it arrives."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import Any, NoReturn
+
+from fastapi import Request
+
+from serve.errors import BodyTooLarge, InvalidRequest
+from serve.settings import LimitSettings
+
+_HINT = "send one JSON object, encoded in UTF-8"
+
+
+async def read_object(request: Request, limits: LimitSettings) -> dict[str, Any]:
+    """Whatever its Content-Type says. Raises BodyTooLarge or InvalidRequest."""
+    value = _parse(await _read(request, limits.body_bytes), limits.json_depth)
+    if not isinstance(value, dict):
+        raise InvalidRequest(f"the body is a JSON {_kind(value)}, not an object", hint=_HINT)
+    _check_depth(value, limits.json_depth)
+    return value
+
+
+async def _read(request: Request, limit: int) -> bytes:
+    announced = request.headers.get("content-length", "")
+    if announced.isdecimal() and int(announced) > limit:
+        raise _too_large(limit)
+    data = bytearray()
+    async for chunk in request.stream():
+        data += chunk
+        if len(data) > limit:
+            raise _too_large(limit)
+    return bytes(data)
+
+
+def _too_large(limit: int) -> BodyTooLarge:
+    return BodyTooLarge(f"the body is over {limit} bytes", hint="a prompt and a few numbers need far less")
+
+
+def _parse(data: bytes, max_depth: int) -> Any:
+    try:
+        text = data.decode()
+        value = json.loads(text, object_pairs_hook=_without_duplicates, parse_constant=_no_constant)
+        if "\\ud" in text.lower():  # an escaped half of a surrogate pair is JSON, but not text
+            json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(f"the body is not UTF-8 at byte {error.start}", hint=_HINT) from error
+    except UnicodeEncodeError as error:
+        raise InvalidRequest("the body has a lone surrogate, which no text can have", hint=_HINT) from error
+    except json.JSONDecodeError as error:
+        raise InvalidRequest(f"the body is not JSON: {error}", hint=_HINT) from error
+    except ValueError as error:
+        raise InvalidRequest("the body has a number that is too long", hint=_HINT) from error
+    except RecursionError as error:
+        raise _too_deep(max_depth) from error
+    return value
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        twice = Counter(key for key, _ in pairs).most_common(1)[0][0][:64]
+        raise InvalidRequest(f"{twice!r} is in the body twice", param=twice, hint="send each field once")
+    return value
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise InvalidRequest(f"the body has {name}, which is not JSON", hint="send finite numbers")
+
+
+def _check_depth(value: Any, limit: int) -> None:
+    level = [value]
+    for _ in range(limit):
+        level = [
+            child
+            for parent in level
+            for child in (parent.values() if isinstance(parent, dict) else parent)
+            if isinstance(child, dict | list)
+        ]
+        if not level:
+            return
+    raise _too_deep(limit)
+
+
+def _too_deep(limit: int) -> InvalidRequest:
+    return InvalidRequest(f"the body is nested deeper than {limit} levels", hint="no field needs nesting")
+
+
+def _kind(value: Any) -> str:
+    return {list: "array", str: "string", bool: "boolean", type(None): "null"}.get(type(value), "number")

@@ -1,0 +1,74 @@
+"""Around every route: a request id on every answer, HEAD for every GET, and an answer when a route fails."""
+
+from __future__ import annotations
+
+import re
+
+import structlog
+from fastapi import Request
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from ulid import ULID
+
+from serve.api.errors import error_response
+
+_REQUEST_ID = re.compile("[!-~]{1,128}")
+
+
+class Envelope:
+    """Plain ASGI, so streams pass through unbuffered."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        request_id = _request_id(headers.get("x-request-id"))
+        scope.setdefault("state", {})["request_id"] = request_id
+        sender = _Sender(send, request_id, scope["method"] == "HEAD")
+        with structlog.contextvars.bound_contextvars(
+            request_id=request_id, traceparent=headers.get("traceparent", "")[:128]
+        ):
+            await self._call(_as_get(scope) if sender.bodyless else scope, receive, sender)
+
+    async def _call(self, scope: Scope, receive: Receive, sender: _Sender) -> None:
+        try:
+            await self._app(scope, receive, sender.send)
+        except ClientDisconnect:
+            return
+        except Exception as error:
+            if sender.started:
+                raise  # the server then breaks the body off, so that nobody takes it for whole
+            await error_response(Request(scope), error)(scope, receive, sender.send)
+
+
+class _Sender:
+    def __init__(self, send: Send, request_id: str, bodyless: bool) -> None:
+        self._send = send
+        self._request_id = request_id
+        self.bodyless = bodyless
+        self.started = False
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.started = True
+            headers = MutableHeaders(scope=message)
+            headers["X-Request-ID"] = self._request_id
+            headers["X-Content-Type-Options"] = "nosniff"
+        elif self.bodyless and message["type"] == "http.response.body":
+            message = {**message, "body": b""}
+        await self._send(message)
+
+
+def _request_id(sent: str | None) -> str:
+    return sent if sent is not None and _REQUEST_ID.fullmatch(sent) else str(ULID())
+
+
+def _as_get(scope: Scope) -> Scope:
+    """Range has no meaning for HEAD (RFC 9110, 14.2)."""
+    headers = [(name, value) for name, value in scope["headers"] if name != b"range"]
+    return {**scope, "method": "GET", "headers": headers}

@@ -1,0 +1,112 @@
+"""Every error of every route becomes an answer here, in OpenAI's shape or RFC 9457's."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from http import HTTPStatus
+from typing import Any
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+
+from serve.api.accept import PROBLEM, wants_problem
+from serve.errors import InvalidRequest, JobCanceled, MethodNotAllowed, NotFound, ZImageError
+from serve.messages import ErrorInfo
+
+RETRY_AFTER_S = 1
+
+_log = structlog.get_logger(__name__)
+
+
+def install(app: FastAPI) -> None:
+    app.add_exception_handler(ZImageError, _answer)
+    app.add_exception_handler(HTTPException, _answer)
+    app.add_exception_handler(RequestValidationError, _answer)
+
+
+async def _answer(request: Request, error: Exception) -> Response:
+    return error_response(request, error)
+
+
+def error_response(request: Request, error: Exception) -> Response:
+    shown = _shown(request, error)
+    headers = _headers(shown)
+    if isinstance(error, HTTPException):
+        headers |= _allowed(error)
+    if not wants_problem(request.headers.get("accept", "")):
+        return JSONResponse({"error": error_body(request, shown)}, shown.status, headers)
+    return JSONResponse(_problem(request, shown), shown.status, headers, media_type=PROBLEM)
+
+
+def error_body(request: Request, error: Exception) -> dict[str, Any]:
+    """OpenAI's four keys, always, and ours; `fragment` only where a part of a prompt is at fault."""
+    error = _shown(request, error)
+    body = {
+        "message": error.message,
+        "type": error.type,
+        "param": error.param,
+        "code": error.code,
+        "hint": error.hint,
+        "request_id": request.state.request_id,
+    }
+    return body if error.fragment is None else body | {"fragment": asdict(error.fragment)}
+
+
+def from_info(info: ErrorInfo) -> ZImageError:
+    """A stored job's error as one that can be raised."""
+    error = ZImageError(info.message, param=info.param, hint=info.hint, retry_after=info.retry_after)
+    error.status, error.code, error.type = info.status, info.code, info.type
+    return error
+
+
+def _shown(request: Request, error: Exception) -> ZImageError:
+    if isinstance(error, ZImageError):
+        return error
+    if isinstance(error, RequestValidationError):
+        first = error.errors()[0]
+        return InvalidRequest(str(first["msg"]), param=str(first["loc"][-1]))
+    if isinstance(error, HTTPException):
+        return _from_http(request, error)
+    _log.error("unexpected error", exc_info=error)
+    return ZImageError("internal error", hint="try again; if it stays, give the operator the request_id")
+
+
+def _from_http(request: Request, error: HTTPException) -> ZImageError:
+    route = f"{request.scope['method']} {request.url.path[:200]}"
+    if error.status_code == HTTPStatus.NOT_FOUND:
+        return NotFound(f"no route {route}", hint="see /docs for the routes there are")
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        return MethodNotAllowed(f"{route}: method not allowed", hint="use a method of the Allow header, see /docs")
+    shown = InvalidRequest(str(error.detail))
+    shown.status = error.status_code
+    return shown
+
+
+def _headers(error: ZImageError) -> dict[str, str]:
+    headers = {}
+    if error.status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE) or error.retry_after:
+        headers["Retry-After"] = str(error.retry_after or RETRY_AFTER_S)
+    if isinstance(error, JobCanceled):
+        headers["x-should-retry"] = "false"
+    return headers
+
+
+def _allowed(error: HTTPException) -> dict[str, str]:
+    """Whatever answers GET answers HEAD."""
+    methods = (error.headers or {}).get("Allow")
+    if methods is None:
+        return {}
+    return {"Allow": "GET, HEAD" if methods == "GET" else methods}
+
+
+def _problem(request: Request, error: ZImageError) -> dict[str, Any]:
+    body = error_body(request, error)
+    detail = body.pop("message")
+    body["error_type"] = body.pop("type")
+    return {"type": "about:blank", "title": HTTPStatus(error.status).phrase, "status": error.status} | {
+        "detail": detail,
+        **body,
+    }

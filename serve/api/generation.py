@@ -1,0 +1,98 @@
+"""The body of `POST /v1/images/generations`: types and fixed bounds; order.py checks what depends on settings."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from serve.errors import InvalidRequest
+from serve.messages import ImageFormat, Priority
+
+MAX_SEED = 2**53 - 1
+DAY_MS = 86_400_000
+
+Quality = Literal["low", "medium", "high", "xhigh", "max"]
+
+
+class GenerationBody(BaseModel):
+    """Every field but `prompt` may be left out or null. A description is also the hint of the field's error."""
+
+    model_config = ConfigDict(
+        strict=True,
+        title="ImageGeneration",
+        json_schema_extra={"example": {"prompt": "a red fox on a yellow background", "seed": 1}},
+    )
+
+    prompt: str = Field(description="what the picture shows: a non-blank string")
+    model: str | None = Field(None, description="a model of GET /v1/models; left out: the served one")
+    n: Annotated[int, Field(ge=1, le=10)] | None = Field(
+        None, description="number of pictures, 1 to 10; picture i is drawn with seed + i"
+    )
+    size: str | None = Field(
+        None, description='"auto" or "WIDTHxHEIGHT" in pixels, both multiples of 16, no side over three times the other'
+    )
+    quality: Quality | Literal["auto", "standard", "hd"] | None = Field(
+        None, description='number of steps by name; "standard" is "medium", "hd" is "high"'
+    )
+    output_format: ImageFormat | None = Field(None, description='"png" (default), "jpeg" or "webp"')
+    output_compression: Annotated[int, Field(ge=0, le=100)] | None = Field(
+        None, description="quality of jpeg and webp, 0 to 100"
+    )
+    background: Literal["auto", "opaque", "transparent"] | None = Field(None, description='"auto" or "opaque"')
+    response_format: Literal["b64_json", "url"] | None = Field(None, description='"b64_json" (default) or "url"')
+    stream: bool | None = Field(None, description="answer with server-sent events; n must be 1")
+    partial_images: Annotated[int, Field(ge=0, le=3)] | None = Field(
+        None, description="number of previews in a stream, 0 to 3"
+    )
+    user: str | None = Field(None, description="accepted, without effect")
+    safety_identifier: str | None = Field(None, description="accepted, without effect")
+    moderation: str | None = Field(None, description="accepted, without effect")
+    style: str | None = Field(None, description="accepted, without effect")
+
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = Field(
+        None, description="an integer from 0 to 2^53-1, seed + n - 1 included; left out: a random one, returned"
+    )
+    negative_prompt: str | None = Field(
+        None, description="what the picture should not show; needs guidance_scale over 0"
+    )
+    num_inference_steps: Annotated[int, Field(ge=1, le=50)] | None = Field(
+        None, description="denoising steps, 1 to 50; wins over quality"
+    )
+    guidance_scale: Annotated[float, Field(ge=0, le=20, allow_inf_nan=False)] | None = Field(
+        None, description="classifier-free guidance, 0 (default, none) to 20; doubles the work"
+    )
+    preset: str | None = Field(None, description="leave it out: this service has no presets")
+    style_preset: str | None = Field(None, description="leave it out: this service has no presets")
+    priority: Priority | None = Field(None, description='"interactive" (default), "standard" or "batch"')
+    deadline_ms: Annotated[int, Field(ge=1, le=DAY_MS)] | None = Field(
+        None, description="milliseconds after which the picture is not wanted any more, up to a day"
+    )
+    deterministic: bool | None = Field(
+        None, description="draw alone, never in a batch: the same bytes whatever the load"
+    )
+    cache: Literal["auto", "skip"] | None = Field(None, description='"auto" (default) or "skip"')
+
+
+def parse(body: dict[str, Any]) -> tuple[GenerationBody, list[str]]:
+    """The fields that are known, and the names of those that are not. Raises InvalidRequest for the first bad one."""
+    try:
+        return GenerationBody.model_validate(body), [name for name in body if name not in GenerationBody.model_fields]
+    except ValidationError as error:
+        raise _first_error(error) from error
+
+
+def _first_error(error: ValidationError) -> InvalidRequest:
+    first = error.errors(include_url=False)[0]
+    param = str(first["loc"][0])
+    hint = GenerationBody.model_fields[param].description
+    if first["type"] == "missing":
+        return InvalidRequest(f"{param} is required", param=param, hint=hint)
+    wrong = first["msg"].removeprefix("Input ")
+    return InvalidRequest(f"{param} {wrong}, got {_brief(first['input'])}", param=param, hint=hint)
+
+
+def _brief(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 64 else f"{text[:61]}..."

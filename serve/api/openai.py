@@ -1,0 +1,122 @@
+"""OpenAI's images and models routes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+
+from serve.api import answers, checks
+from serve.api.accept import preferred_image
+from serve.api.body import read_object
+from serve.api.deps import Door, TheDoor
+from serve.api.disconnect import unless_gone
+from serve.api.docs import GENERATION, MODEL, MODELS
+from serve.api.errors import error_body
+from serve.api.follow import follow
+from serve.api.generation import parse
+from serve.api.order import Order, resolve
+from serve.api.sse import EventStream
+from serve.errors import ZImageError
+from serve.messages import Preview, StoredImage, Succeeded
+
+router = APIRouter(prefix="/v1", tags=["OpenAI"])
+
+
+@router.post("/images/generations", **GENERATION)
+async def generate(request: Request, door: TheDoor) -> Response:
+    body, unknown = parse(await read_object(request, door.settings.limits))
+    order = resolve(door, body, unknown, preferred_image(request.headers.get("accept", "")))
+    await door.assets.check_room()
+    if order.stream:
+        return await _stream(request, door, order)
+    done = await unless_gone(request.receive, _finished(door, order))
+    return await (_raw(door, order, done) if order.raw else _json(request, door, order, done))
+
+
+@router.get("/models", **MODELS)
+async def list_models(door: TheDoor) -> dict[str, Any]:
+    return {"object": "list", "data": [_model(door, name) for name in door.settings.model_names]}
+
+
+@router.get("/models/{model}", **MODEL)
+async def get_model(model: str, door: TheDoor) -> dict[str, Any]:
+    checks.model(model, door.settings)
+    return _model(door, model)
+
+
+def _model(door: Door, name: str) -> dict[str, Any]:
+    """An alias names the model it stands for as its `root`."""
+    root = door.settings.served_model_name
+    return {"id": name, "object": "model", "created": door.opened_at, "owned_by": "zimage-serve", "root": root}
+
+
+async def _finished(door: Door, order: Order) -> Succeeded:
+    async with aclosing(follow(door.service, order.submission, door.settings.timeouts.request_s)) as events:
+        async for event in events:
+            if isinstance(event, Succeeded):
+                return event
+    raise ZImageError("the job ended without a result")
+
+
+async def _raw(door: Door, order: Order, done: Succeeded) -> Response:
+    asset = await door.assets.read(done.images[0].asset_id)
+    headers = answers.headers(order) | {"X-Asset-Id": asset.info.asset_id}
+    return Response(asset.data, media_type=asset.media_type, headers=headers)
+
+
+async def _json(request: Request, door: Door, order: Order, done: Succeeded) -> Response:
+    images = [await _image(request, door, order, image) for image in done.images]
+    content = await asyncio.to_thread(json.dumps, answers.answer_json(order, images, done.at))
+    headers = answers.headers(order) | {"X-Asset-Id": ", ".join(image.asset_id for image in done.images)}
+    return Response(content, media_type="application/json", headers=headers)
+
+
+async def _image(request: Request, door: Door, order: Order, image: StoredImage) -> dict[str, Any]:
+    if order.links:
+        return answers.image_json(order, image, {"url": door.asset_url(request, image.asset_id, time.time())})
+    data = (await door.assets.read(image.asset_id)).data
+    return answers.image_json(order, image, {"b64_json": answers.b64(data)})
+
+
+async def _stream(request: Request, door: Door, order: Order) -> Response:
+    """Nothing is sent before the first event, so a job that fails earlier is answered with its status."""
+    chunks = _chunks(request, door, order)
+    first = await unless_gone(request.receive, anext(chunks))
+    return EventStream(_guarded(request, first, chunks), answers.headers(order))
+
+
+async def _chunks(request: Request, door: Door, order: Order) -> AsyncGenerator[bytes, None]:
+    async with aclosing(follow(door.service, order.submission, door.settings.timeouts.request_s)) as events:
+        async for event in events:
+            if isinstance(event, Preview):
+                data = await door.assets.read_preview(event.key)
+                if data is not None:
+                    yield answers.encode_event(answers.partial_event(order, event.index, data, event.at))
+            elif isinstance(event, Succeeded):
+                yield await _completed(request, door, order, event)
+
+
+async def _completed(request: Request, door: Door, order: Order, done: Succeeded) -> bytes:
+    """The picture itself, which the event must carry, and a link where one was asked for."""
+    image = await _image(request, door, order, done.images[0]) if order.links else {}
+    asset = await door.assets.read(done.images[0].asset_id)
+    event = answers.completed_event(order, asset, answers.image_json(order, done.images[0], image), done.at)
+    return await asyncio.to_thread(answers.encode_event, event)
+
+
+async def _guarded(request: Request, first: bytes, chunks: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+    """The status is sent: from here on an error is the stream's last event."""
+    async with aclosing(chunks):
+        yield first
+        try:
+            async for chunk in chunks:
+                yield chunk
+        except Exception as error:
+            yield answers.encode_data({"error": error_body(request, error)})

@@ -1,0 +1,39 @@
+"""Probes for load balancers and orchestrators."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse
+
+from serve.api.deps import TheDoor
+from serve.messages import ServiceStatus
+
+router = APIRouter(tags=["operations"])
+
+
+@router.get("/healthz", summary="The process is alive")
+async def healthz() -> dict[str, str]:
+    return {"status": "ok"}
+
+
+@router.get("/readyz", summary="Pictures can be drawn", responses={503: {"description": "not yet: says why"}})
+async def readyz(door: TheDoor) -> JSONResponse:
+    status = await door.service.status()
+    headers = {} if status.ready else {"Retry-After": str(max(math.ceil(status.eta_seconds or 0), 1))}
+    return JSONResponse(_shown(status), 200 if status.ready else 503, headers)
+
+
+def _shown(status: ServiceStatus) -> dict[str, Any]:
+    return {
+        "ready": status.ready,
+        "phase": status.phase,
+        "progress": status.fraction,
+        "eta_seconds": status.eta_seconds,
+        "queued": status.queued,
+        "running": status.running,
+        "denoisers": status.denoisers,
+        "text_encoders": status.text_encoders,
+    }

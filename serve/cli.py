@@ -1,0 +1,100 @@
+"""The command `zimage`. Heavy imports sit inside the commands, so that help and mistakes answer at once."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from serve.errors import ConfigError, ZImageError
+
+app = typer.Typer(
+    help="Serve Z-Image: from a prompt to a picture.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+CONFIG = Path("config/serve.yaml")
+
+
+def main() -> None:
+    try:
+        app()
+    except ZImageError as error:
+        print(f"error: {error.message}", file=sys.stderr)
+        if error.hint:
+            print(f"fix: {error.hint}", file=sys.stderr)
+        sys.exit(1)
+
+
+@app.command()
+def doctor(
+    config: Annotated[Path, typer.Option(help="The file that you start with.")] = CONFIG,
+    as_json: Annotated[bool, typer.Option("--json", help="A list of {check, status, detail, fix}.")] = False,
+) -> None:
+    """Check this machine and a config file; exit code 1 when something would stop the start."""
+    from serve.doctor import examine, render  # noqa: PLC0415
+
+    findings = examine(config)
+    typer.echo(render(findings, as_json=as_json))
+    if any(finding.status == "fail" for finding in findings):
+        raise typer.Exit(1)
+
+
+@app.command()
+def download(
+    model: Annotated[str, typer.Argument(help="A hub id, ORG/NAME or ORG/NAME@REVISION.")],
+    to: Annotated[Path | None, typer.Option(help="Make a whole copy in this folder instead of the cache.")] = None,
+) -> None:
+    """Fetch a model's weights; what was fetched before is kept, also half a file."""
+    from serve.download import download as fetch  # noqa: PLC0415
+    from serve.weights import HubId  # noqa: PLC0415
+
+    hub_id = HubId.parse(model)
+    if hub_id is None:
+        raise ConfigError(f"{model!r} is not a hub id", hint="write ORG/NAME, such as Tongyi-MAI/Z-Image-Turbo")
+    folder = fetch(hub_id, to)
+    typer.echo(f"complete and verified: {folder}\nserve it with `model: {to.absolute() if to else hub_id}`")
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Argument(help="What to draw.")],
+    size: Annotated[str | None, typer.Option(help="WxH in pixels, multiples of 16.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, max=2**53 - 1, help="Default: a random one.")] = None,
+    steps: Annotated[int, typer.Option(min=1, max=50)] = 8,
+    guidance: Annotated[float, typer.Option(min=0, max=20)] = 0.0,
+    negative_prompt: Annotated[str, typer.Option(help="What to avoid; needs --guidance.")] = "",
+    output: Annotated[Path, typer.Option("--output", "-o", help=".png, .jpg or .webp")] = Path("out.png"),
+    model: Annotated[str, typer.Option(help="'embedded', a folder, or a hub id.")] = "embedded",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+) -> None:
+    """Draw one picture here and now, without a server."""
+    from serve.one_picture import Order, draw  # noqa: PLC0415
+
+    order = Order(
+        prompt=prompt,
+        size=size,
+        seed=seed,
+        steps=steps,
+        guidance=guidance,
+        negative_prompt=negative_prompt,
+        output=output,
+    )
+    draw(order, model=model, device=device)
+
+
+@app.command()
+def version() -> None:
+    """Say which versions are at work here, and on which device."""
+    from serve.doctor import versions  # noqa: PLC0415
+
+    for name, value in versions().items():
+        typer.echo(f"{name:<12} {value}")
+
+
+if __name__ == "__main__":
+    main()

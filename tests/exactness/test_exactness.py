@@ -1,0 +1,103 @@
+"""Every served picture equals diffusers' for the same seed within 1/255, alone and in crowds."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from serve.messages import ImageRequest
+from serve.settings import Settings
+from tests.exactness.crowd import Crowd, Visitor
+from tests.exactness.reference import draw
+
+CROWD = 5  # of which one may leave early
+CROWDS = int(os.environ.get("ZIMAGE_EXACTNESS_CROWDS", "6"))
+TOLERANCE = 1  # of 255
+
+words = st.sampled_from(["a red fox", "two cats", "a slice of pizza", "on a blue background", "in the snow", "猫", "🦊", "?"])
+short_prompts = st.lists(words, min_size=1, max_size=6).map(" ".join)
+long_prompts = st.integers(8, 165).map(lambda n: "a cat and " * n)  # to 500 tokens
+sides = st.sampled_from([64, 80, 96, 128, 144, 160, 192, 256])
+
+
+@st.composite
+def requests(draw_: st.DrawFn) -> ImageRequest:
+    guidance = draw_(st.sampled_from([0.0, 0.0, 5.0]))
+    return ImageRequest(
+        model="z-image-turbo",
+        prompt=draw_(st.one_of(short_prompts, short_prompts, long_prompts)),
+        negative_prompt=draw_(st.one_of(st.just(""), short_prompts, long_prompts)) if guidance else "",
+        width=draw_(sides),
+        height=draw_(sides),
+        steps=draw_(st.integers(1, 12)),
+        guidance=guidance,
+        seed=draw_(st.integers(0, 2**53 - 1)),
+    )
+
+
+@st.composite
+def crowds(draw_: st.DrawFn) -> list[Visitor]:
+    arrivals = st.sampled_from([0.0, 0.0, 0.03, 0.1, 0.3])
+    leaving = Visitor(draw_(requests()), draw_(arrivals), draw_(st.sampled_from([0.0, 0.02, 0.1, 0.25])))
+    return [leaving] + [Visitor(draw_(requests()), draw_(arrivals)) for _ in range(CROWD - 1)]
+
+
+@pytest.fixture(scope="module", params=["edf", "fifo"])
+def crowd(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crowd]:
+    data: Path = tmp_path_factory.mktemp("data")
+    options = {"data": data, "warmup_sizes_px": (64, 128), "scheduler": {"policy": request.param}}
+    crowd = Crowd(Settings.model_validate(options))
+    yield crowd
+    crowd.close()
+
+
+def equal(picture: np.ndarray, request: ImageRequest) -> None:
+    difference = np.abs(picture.astype(int) - draw(request).astype(int)).max()
+    assert difference <= TOLERANCE, f"{difference} of 255 off for {request}"
+
+
+@settings(
+    max_examples=CROWDS,
+    deadline=None,
+    derandomize="ZIMAGE_EXACTNESS_CROWDS" not in os.environ,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(visitors=crowds())
+def test_every_picture_of_a_crowd_equals_diffusers(crowd: Crowd, visitors: list[Visitor]) -> None:
+    pictures = crowd.serve(visitors)
+    assert all(picture is not None for picture in pictures[1:])
+    for visitor, picture in zip(visitors, pictures, strict=True):
+        if picture is not None:
+            equal(picture, visitor.request)
+
+
+@pytest.mark.parametrize("guidance", [0.0, 5.0])
+def test_one_picture_alone_equals_diffusers(crowd: Crowd, guidance: float) -> None:
+    request = ImageRequest(
+        model="z-image-turbo",
+        prompt="a red fox on a yellow background",
+        negative_prompt="a blue cat",
+        width=128,
+        height=128,
+        steps=8,
+        guidance=guidance,
+        seed=7,
+    )
+    (picture,) = crowd.serve([Visitor(request)])
+    assert picture is not None
+    equal(picture, request)
+
+
+def test_the_longest_prompt_equals_diffusers(crowd: Crowd) -> None:
+    fits = "a cat and " * 167 + "a"  # 510 tokens with the chat template
+    request = ImageRequest(model="z-image-turbo", prompt=fits, width=64, height=96, steps=2, seed=3)
+    assert 500 <= crowd.tokens(fits) <= 512
+    (picture,) = crowd.serve([Visitor(request)])
+    assert picture is not None
+    equal(picture, request)
