@@ -1,7 +1,5 @@
 """Wiring and nothing else: which process is built from what."""
 
-from __future__ import annotations
-
 from ray import serve
 from ray.serve import Application
 from ray.serve.config import RequestRouterConfig
@@ -16,7 +14,10 @@ from serve.weights import resolve, verify
 
 
 def build(settings: Settings) -> Application:
-    """The application of config/serve.yaml. Raises WeightsError before any replica starts."""
+    """The application of config/serve.yaml. Raises WeightsError before any replica starts.
+
+    Ray Serve reads the annotation of `settings` at run time, so it must not be a string.
+    """
     folder = resolve(settings)
     verify(folder)
     settings = settings.model_copy(update={"data": settings.data.resolve()})

@@ -51,7 +51,10 @@ class Denoiser:
 
     async def generate(self, task: Task, embedding: Embedding, negative: Embedding | None = None) -> Generated:
         """Answers once, when the picture is stored; a cancelled call stops it at the next step."""
-        return await self._generator.generate(task, embedding, negative, self._membership.report)
+        generated = await self._generator.generate(task, embedding, negative, self._membership.report)
+        if task.previews:
+            await self._membership.flush()  # they must not arrive after the picture that they announce
+        return generated
 
     async def check_health(self) -> None:
         silent_s = self._engine.silent_s()

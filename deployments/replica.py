@@ -12,7 +12,7 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
 from deployments.remote import RemoteDispatcher, detached
-from serve.messages import Phase, ReplicaState, TaskReport, TaskStepped
+from serve.messages import Phase, ReplicaState, TaskPreview, TaskReport, TaskStepped
 from serve.settings import Settings
 
 log = structlog.get_logger()
@@ -34,6 +34,7 @@ class Membership:
         self._refresh: Callable[[ReplicaState], ReplicaState] = lambda state: state
         self._reports: list[TaskReport] = []
         self._sending = False
+        self._delivery = asyncio.Lock()
         self._changed = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._beating = detached(self._beat())
@@ -49,20 +50,29 @@ class Membership:
         self._changed.set()
 
     def report(self, report: TaskReport) -> None:
-        """Of a task's steps only the newest waits to be sent."""
+        """Of a task's steps only the newest waits to be sent; a preview, which somebody wants to see, never waits."""
         self._reports = [old for old in self._reports if not _outdated(old, report)] + [report]
-        if not self._sending:
+        if isinstance(report, TaskPreview):
+            detached(self.flush())
+        elif not self._sending:
             self._sending = True
             detached(self._send())
 
-    async def _send(self) -> None:
-        """The first report leaves at once; those of the next quarter second follow together."""
-        while self._reports:
+    async def flush(self) -> None:
+        """Returns when everything reported until now was delivered, in order, or could not be."""
+        async with self._delivery:
             reports, self._reports = self._reports, []
+            if not reports:
+                return
             try:
                 await self._dispatcher.report(reports)
             except (RayError, RayServeException) as error:
                 log.warning("progress was not delivered", error=type(error).__name__, reports=len(reports))
+
+    async def _send(self) -> None:
+        """The first report leaves at once; those of the next quarter second follow together."""
+        while self._reports:
+            await self.flush()
             await asyncio.sleep(REPORT_EVERY_S)
         self._sending = False
 

@@ -6,7 +6,9 @@ import argparse
 import fcntl
 import http.client
 import json
+import logging
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -15,18 +17,19 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
+import yaml
+
+from deployments.leftovers import end, watch
 from serve.errors import ConfigError, ZImageError
 from serve.weights import bytes_of, resolve, verify
 
 ROOT = Path(__file__).parents[1]
 OBJECT_STORE_BYTES = 200 << 20
 POLL_S = 0.25
-LEFTOVERS_S = 15.0
 STOP_S = 12.0
 
 _stop = threading.Event()
@@ -70,7 +73,7 @@ def run(config: Path, port: int | None, data: Path | None) -> None:
         check_port(start.host, start.port)
         rendered = folder / "serve.yaml"
         rendered.write_text(start.rendered)
-        print(start.summary, flush=True)
+        print(f"{start.summary}\nstarting: processes", flush=True)
         try:
             with _ray():
                 _deploy(rendered)
@@ -109,10 +112,11 @@ def check_port(host: str, port: int) -> None:
 
 def _set_environment() -> None:
     """For this process before it imports Ray, and for all that Ray starts."""
-    os.environ.pop("RAY_ADDRESS", None)
+    for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN"):
+        os.environ.pop(name, None)
     path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     os.environ |= {
-        "RAY_AUTH_MODE": "disabled",
+        "RAY_AUTH_MODE": "token",  # Ray's own ports are open on all interfaces, and run what they are sent
         "RAY_USAGE_STATS_ENABLED": "0",
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "1",
@@ -134,33 +138,15 @@ def _own_folder(port: int) -> Iterator[Path]:
             raise ConfigError(
                 f"a server for port {port} is running already", hint="stop it, or: make serve PORT=8123"
             ) from None
-        _wait_for_leftovers(folder)
+        if left := end(folder):
+            raise ConfigError(f"processes of an earlier run cannot be ended: {left}", hint="make serve PORT=8123")
         shutil.rmtree(folder / "ray", ignore_errors=True)
-        os.environ["RAY_TMPDIR"] = str(folder)
+        token = folder / "ray_token"
+        token.touch(mode=0o600)
+        token.write_text(secrets.token_hex(32))
+        watch(folder)
+        os.environ |= {"RAY_TMPDIR": str(folder), "RAY_AUTH_TOKEN_PATH": str(token)}
         yield folder
-
-
-def _wait_for_leftovers(folder: Path) -> None:
-    """Ray's processes end by themselves soon after the one that started them was killed."""
-    deadline = time.monotonic() + LEFTOVERS_S
-    while pids := processes_of(folder):
-        if time.monotonic() > deadline:
-            listed = " ".join(map(str, pids))
-            raise ConfigError(f"processes of an earlier run are still there: {listed}", hint=f"kill {listed}")
-        time.sleep(0.2)
-
-
-def processes_of(folder: Path) -> list[int]:
-    """Processes started with a path in `folder`, or whose output goes there."""
-    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit() and _lives_in(entry, folder)]
-
-
-def _lives_in(process: Path, folder: Path) -> bool:
-    inside = f"{folder}/ray/session_"
-    try:
-        return inside.encode() in (process / "cmdline").read_bytes() or os.readlink(process / "fd/1").startswith(inside)
-    except OSError:
-        return False
 
 
 @contextmanager
@@ -169,6 +155,7 @@ def _ray() -> Iterator[None]:
     import ray  # noqa: PLC0415
     from ray import serve  # noqa: PLC0415
 
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     ray.init(
         address="local",
         namespace="serve",
@@ -180,28 +167,32 @@ def _ray() -> Iterator[None]:
     try:
         yield
     finally:
-        print("stopping", flush=True)
-        stopping = threading.Thread(target=serve.shutdown, daemon=True)
-        stopping.start()
-        stopping.join(STOP_S)
-        ray.shutdown()
+        print("stopping", flush=True)  # and no more: Ray reports its own end as failures
+        with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+            stopping = threading.Thread(target=serve.shutdown, daemon=True)
+            stopping.start()
+            stopping.join(STOP_S)
+            ray.shutdown()
 
 
-def _interrupt(signum: int, frame: FrameType | None) -> None:
+def _interrupt(*_: object) -> None:
     _stop.set()
     raise KeyboardInterrupt
 
 
 def _deploy(rendered: Path) -> None:
-    """What `serve run` does with a config file, on the Ray of this process."""
-    from ray.serve.scripts import cli  # noqa: PLC0415
+    """What `serve run` does with a config file, but with a quiet controller and proxy."""
+    from ray import serve  # noqa: PLC0415
+    from ray.serve.context import _get_global_client  # noqa: PLC0415 - a file is deployed by no public function
+    from ray.serve.schema import LoggingConfig, ServeDeploySchema  # noqa: PLC0415
 
-    try:
-        cli.main(["run", "--non-blocking", str(rendered)], standalone_mode=False)
-    except SystemExit:  # its answer to every failure, which it has printed, and to an interrupt
-        if _stop.is_set():
-            raise KeyboardInterrupt from None
-        raise ConfigError("Ray Serve did not take the config, for the reason above") from None
+    config = ServeDeploySchema.model_validate(yaml.safe_load(rendered.read_text()))
+    serve.start(
+        proxy_location=config.proxy_location,
+        http_options=config.http_options.model_dump(),
+        logging_config=LoggingConfig(log_level="ERROR", enable_access_log=False),
+    )
+    _get_global_client().deploy_apps(config)
 
 
 def _wait_until_ready(start: Start) -> None:
@@ -210,7 +201,7 @@ def _wait_until_ready(start: Start) -> None:
 
     said = ""
     while (phase := readiness(start)) is not None:
-        if phase != said:
+        if phase and phase != said:
             print(f"starting: {phase}", flush=True)
             said = phase
         application = serve.status().applications.get("zimage")
@@ -220,14 +211,14 @@ def _wait_until_ready(start: Start) -> None:
 
 
 def readiness(start: Start) -> str | None:
-    """The phase that /readyz tells; None when the service is ready."""
+    """The phase that /readyz tells; empty while nobody answers there; None when the service is ready."""
     connection = http.client.HTTPConnection(start.url.removeprefix("http://"), timeout=5)
     try:
         connection.request("GET", "/readyz")
         response = connection.getresponse()
         body = response.read()
     except OSError:
-        return "processes"
+        return ""
     finally:
         connection.close()
     if response.status == http.client.OK:
@@ -235,8 +226,8 @@ def readiness(start: Start) -> str | None:
     try:
         answer = json.loads(body)
     except ValueError:
-        return "application"
-    phase, fraction = answer.get("phase", "application"), answer.get("fraction", 0)
+        return ""
+    phase, fraction = answer.get("phase", ""), answer.get("fraction", 0)
     return f"{phase} {fraction:.0%}" if fraction else phase
 
 

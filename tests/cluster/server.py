@@ -1,0 +1,78 @@
+"""The product as its user starts it, in processes of its own, and what a test may do to them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import psutil
+
+ROOT = Path(__file__).parents[2]
+START_S = 150.0
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    process: subprocess.Popen[bytes]
+    url: str
+    log: Path
+
+    @classmethod
+    def start(cls, data: Path, config: str | Path = "config/serve.yaml") -> Server:
+        port, log = free_port(), data / "server.log"
+        command = [sys.executable, "-m", "deployments.run", str(config), "--port", str(port), "--data", str(data)]
+        with log.open("wb") as output:
+            process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output, start_new_session=True)
+        server = cls(process, f"http://127.0.0.1:{port}", log)
+        server.wait_until(server.ready, START_S, "the server is ready")
+        return server
+
+    def stop(self) -> None:
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(60)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+    def ready(self) -> bool:
+        if self.process.poll() is not None:
+            raise AssertionError(f"the server has ended:\n{self.log.read_text()[-4000:]}")
+        with contextlib.suppress(httpx.TransportError):
+            return httpx.get(f"{self.url}/readyz", timeout=5).status_code == 200
+        return False
+
+    def state(self) -> dict[str, object]:
+        state: dict[str, object] = httpx.get(f"{self.url}/readyz", timeout=20).json()
+        return state
+
+    def replica(self, deployment: str) -> psutil.Process:
+        """The live process of a deployment's only replica."""
+        title = f"ray::ServeReplica:zimage:{deployment}"
+        for process in psutil.Process(self.process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if process.status() != psutil.STATUS_ZOMBIE and "".join(process.cmdline()).startswith(title):
+                    return process
+        raise AssertionError(f"no process of {deployment}")
+
+    @staticmethod
+    def wait_until(happened: Callable[[], bool], seconds: float, what: str) -> None:
+        deadline = time.monotonic() + seconds
+        while not happened():
+            assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
+            time.sleep(0.1)
