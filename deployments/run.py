@@ -13,13 +13,13 @@ import shutil
 import signal
 import socket
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import yaml
 
@@ -27,10 +27,14 @@ from deployments.leftovers import end, watch
 from serve.errors import ConfigError, ZImageError
 from serve.weights import bytes_of, resolve, verify
 
+if TYPE_CHECKING:
+    from ray.serve.schema import ApplicationStatusOverview
+
 ROOT = Path(__file__).parents[1]
 OBJECT_STORE_BYTES = 200 << 20
 POLL_S = 0.25
-STOP_S = 12.0
+STOP_S = 8.0
+FOLDER = "/tmp/zimage-{port}"  # short: the paths of Ray's sockets end at 107 bytes
 
 _stop = threading.Event()
 
@@ -63,6 +67,8 @@ def main() -> None:
     except ZImageError as error:
         print(f"error: {error.message}" + (f"\nfix: {error.hint}" if error.hint else ""), file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 def run(config: Path, port: int | None, data: Path | None) -> None:
@@ -126,8 +132,8 @@ def _set_environment() -> None:
 
 @contextmanager
 def _own_folder(port: int) -> Iterator[Path]:
-    """/tmp/zimage-PORT for Ray's sockets and logs, free of earlier runs; short, as socket paths end at 107 bytes."""
-    folder = Path("/tmp" if len(tempfile.gettempdir()) > 40 else tempfile.gettempdir(), f"zimage-{port}")
+    """For Ray's sockets and logs, free of earlier runs."""
+    folder = Path(FOLDER.format(port=port))
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.stat().st_uid != os.getuid():
         raise ConfigError(f"{folder} belongs to another user", hint="take another port: make serve PORT=8123")
@@ -206,8 +212,22 @@ def _wait_until_ready(start: Start) -> None:
             said = phase
         application = serve.status().applications.get("zimage")
         if application and application.status == "DEPLOY_FAILED":
-            raise ConfigError(f"the application could not be deployed: {application.message}")
+            raise ConfigError(
+                _cause(application), hint=f"all logs are in {FOLDER.format(port=start.port)}/ray/session_latest/logs"
+            )
         time.sleep(POLL_S)
+
+
+def _cause(application: ApplicationStatusOverview) -> str:
+    """The last line of each traceback that Ray Serve keeps of a failed start."""
+    failed = {name: found.message for name, found in application.deployments.items() if "Traceback" in found.message}
+    if not failed:
+        return f"the application cannot be built: {_last_line(application.message)}"
+    return "\n".join(f"{name} cannot be started: {_last_line(message)}" for name, message in failed.items())
+
+
+def _last_line(text: str) -> str:
+    return text.strip().splitlines()[-1]
 
 
 def readiness(start: Start) -> str | None:
@@ -227,8 +247,8 @@ def readiness(start: Start) -> str | None:
         answer = json.loads(body)
     except ValueError:
         return ""
-    phase, fraction = answer.get("phase", ""), answer.get("fraction", 0)
-    return f"{phase} {fraction:.0%}" if fraction else phase
+    phase, progress = answer.get("phase", ""), answer.get("progress", 0)
+    return f"{phase} {progress:.0%}" if progress else phase
 
 
 def _welcome(start: Start, seconds: float) -> str:

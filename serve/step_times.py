@@ -23,8 +23,8 @@ def sequence_tokens(image_tokens: int, prompt_tokens: int) -> int:
 class StepTimes:
     """Seconds of one denoising step by (sequence tokens, rows), and of one decoding by pixels.
 
-    What was not measured is interpolated between its neighbours, and extrapolated in proportion; an empty table
-    answers zero, which means "unknown".
+    What was not measured is interpolated between its neighbours, and beyond the largest extrapolated in proportion;
+    an empty table answers zero, which means "unknown".
     """
 
     def __init__(self) -> None:
@@ -40,13 +40,11 @@ class StepTimes:
     def step_seconds(self, tokens: int, rows: int = 1) -> float:
         if not self._steps:
             return 0.0
-        if rows in self._steps:
-            return _interpolate(self._steps[rows], tokens)
-        nearest = min(self._steps, key=lambda known: (abs(known - rows), known))
-        return _interpolate(self._steps[nearest], tokens) * rows / nearest
+        return _interpolate({known: _interpolate(points, tokens) for known, points in self._steps.items()}, rows)
 
-    def measured(self, rows: int) -> bool:
-        return rows in self._steps
+    def covers(self, rows: int) -> bool:
+        """So many rows were measured together, or more."""
+        return rows <= max(self._steps, default=0)
 
     def decode_seconds(self, pixels: int) -> float:
         return _interpolate(self._decodes, pixels) if self._decodes else 0.0

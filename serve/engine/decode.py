@@ -11,7 +11,7 @@ from torch import Tensor
 
 Pixels = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 
-FIT_IMAGES, FIT_SIDE_PX, FIT_SEED = 24, 128, 20260101
+FIT_IMAGES, FIT_SIDE_PX, FIT_CONTRAST, FIT_SEED = 4, 128, 3.0, 20260101
 
 
 class Decoder:
@@ -36,17 +36,26 @@ class Decoder:
 
     @torch.inference_mode()
     def _fit_preview(self) -> Tensor:
-        """Least squares [C + 1, 3] between the VAE's own latents of smooth colour fields and their mean colours."""
-        generator = torch.Generator().manual_seed(FIT_SEED)
-        coarse = torch.rand((FIT_IMAGES, 3, 4, 4), generator=generator)
-        images = F.interpolate(coarse, FIT_SIDE_PX, mode="bicubic").clamp(0, 1)
+        """Least squares [C + 1, 3] between the VAE's own latents of synthetic pictures and their mean colours."""
         parameters = next(self._vae.parameters())
-        encoded = self._vae.encode((images * 2 - 1).to(parameters.device, parameters.dtype)).latent_dist.mode()
+        images = _colour_fields().to(parameters.device)
+        encoded = self._vae.encode((images * 2 - 1).to(parameters.dtype)).latent_dist.mode()
         latents = (encoded.float() - self._shift) * self._scale
-        colours = F.avg_pool2d(images, FIT_SIDE_PX // latents.shape[-1]).to(latents.device)
+        colours = F.avg_pool2d(images, FIT_SIDE_PX // latents.shape[-1])
         features, targets = (x.permute(0, 2, 3, 1).flatten(0, 2) for x in (latents, colours))
         solution: Tensor = torch.linalg.lstsq(_with_one(features).cpu(), targets.cpu()).solution
         return solution.to(latents.device)
+
+
+def _colour_fields() -> Tensor:
+    """Flat, soft and hard-edged colours at five scales, saturated as pictures are: [N, 3, side, side] in 0..1."""
+    generator = torch.Generator().manual_seed(FIT_SEED)
+    fields = [
+        F.interpolate(torch.rand((FIT_IMAGES, 3, cells, cells), generator=generator), FIT_SIDE_PX, mode=mode)
+        for cells in (1, 2, 4, 8, 16)
+        for mode in ("nearest", "bicubic")
+    ]
+    return (0.5 + FIT_CONTRAST * (torch.cat(fields) - 0.5)).clamp(0, 1)
 
 
 def _with_one(values: Tensor) -> Tensor:

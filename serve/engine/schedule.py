@@ -81,7 +81,7 @@ class Batcher:
         return batch
 
     def _pays(self, shape: Shape, members: int) -> bool:
-        if not self._times.measured(shape.rows * members):
+        if not self._times.covers(shape.rows * members):
             return False
         return members * self.step_seconds(shape) >= MIN_GAIN * self.step_seconds(shape, members)
 

@@ -263,14 +263,14 @@ class Dispatcher:
         )
         placement = _Placement(job, image, job.attempt, replica_id)
         self._placements[task_id] = placement
-        placement.drive = self._spawn(self._drive(task, placement))
+        placement.drive = self._spawn(self._drive(task, placement, job.embeddings))
         return True
 
-    async def _drive(self, task: Task, placement: _Placement) -> None:
+    async def _drive(self, task: Task, placement: _Placement, embeddings: object) -> None:
         """One image from its replica's slot to its end."""
         job = placement.job
         try:
-            generated = await self._backend.generate(task, job.embeddings)
+            generated = await self._backend.generate(task, embeddings)
         except asyncio.CancelledError:
             if not placement.lost:
                 raise

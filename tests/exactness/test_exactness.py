@@ -20,7 +20,9 @@ CROWD = 5  # of which one may leave early
 CROWDS = int(os.environ.get("ZIMAGE_EXACTNESS_CROWDS", "6"))
 TOLERANCE = 1  # of 255
 
-words = st.sampled_from(["a red fox", "two cats", "a slice of pizza", "on a blue background", "in the snow", "猫", "🦊", "?"])
+words = st.sampled_from(
+    ["a red fox", "two cats", "a slice of pizza", "on a blue background", "in the snow", "猫", "🦊", "?"]
+)
 short_prompts = st.lists(words, min_size=1, max_size=6).map(" ".join)
 long_prompts = st.integers(8, 165).map(lambda n: "a cat and " * n)  # to 500 tokens
 sides = st.sampled_from([64, 80, 96, 128, 144, 160, 192, 256])

@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from serve.engine.open import Placement, open_text_encoder
+from serve.engine.text import Embedding, TextEncoder
+from serve.settings import EMBEDDED_FOLDER, Settings
+from tests.exactness.reference import pipeline
+
+PROMPTS = ["", "a cat", "a red fox on a yellow background", "猫 🦊", "two cats and " * 60]
+
+
+@pytest.fixture(scope="module")
+def encoder() -> TextEncoder:
+    return open_text_encoder(Settings(), EMBEDDED_FOLDER, Placement(torch.device("cpu"), torch.float32))
+
+
+def test_a_batch_of_mixed_lengths_equals_the_pipelines_embeddings(encoder: TextEncoder) -> None:
+    with torch.inference_mode():
+        expected, _ = pipeline().encode_prompt(list(PROMPTS), do_classifier_free_guidance=False)
+    for embedding, reference in zip(encoder.encode(PROMPTS), expected, strict=True):
+        assert embedding.tensor().shape == reference.shape
+        assert (embedding.tensor() - reference).abs().max() <= 1e-5 * reference.abs().max()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_embeddings_travel_without_loss(dtype: torch.dtype) -> None:
+    tensor = torch.randn(7, 12).to(dtype)
+    embedding = Embedding.of(tensor, 0.1)
+    assert embedding.data.dtype == (np.uint16 if dtype == torch.bfloat16 else np.float32)
+    assert torch.equal(embedding.tensor(), tensor)
