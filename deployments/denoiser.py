@@ -51,9 +51,12 @@ class Denoiser:
 
     async def generate(self, task: Task, embedding: Embedding, negative: Embedding | None = None) -> Generated:
         """Answers once, when the picture is stored; a cancelled call stops it at the next step."""
-        generated = await self._generator.generate(task, embedding, negative, self._membership.report)
-        if task.previews:
-            await self._membership.flush()  # they must not arrive after the picture that they announce
+        try:
+            generated = await self._generator.generate(task, embedding, negative, self._membership.report)
+            if task.previews:
+                await self._membership.flush()  # they must not arrive after the picture that they announce
+        finally:
+            self._membership.settle(task.id)
         return generated
 
     async def check_health(self) -> None:

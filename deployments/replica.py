@@ -69,11 +69,14 @@ class Membership:
             except (RayError, RayServeException) as error:
                 log.warning("progress was not delivered", error=type(error).__name__, reports=len(reports))
 
+    def settle(self, task_id: str) -> None:
+        """The task's answer is on its way and says more than its steps that still wait to be reported."""
+        self._reports = [report for report in self._reports if report.task_id != task_id]
+
     async def _send(self) -> None:
-        """The first report leaves at once; those of the next quarter second follow together."""
         while self._reports:
-            await self.flush()
             await asyncio.sleep(REPORT_EVERY_S)
+            await self.flush()
         self._sending = False
 
     async def _beat(self) -> None:

@@ -11,8 +11,8 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -25,6 +25,7 @@ import yaml
 
 from deployments.leftovers import end, watch
 from serve.errors import ConfigError, ZImageError
+from serve.port import check_port
 from serve.weights import bytes_of, resolve, verify
 
 if TYPE_CHECKING:
@@ -96,24 +97,22 @@ def prepare(config: Path, port: int | None, data: Path | None) -> Start:
     served = read(config)
     folder = resolve(served.settings)
     verify(folder)
-    where = data or served.settings.data
+    where = (data or served.settings.data).expanduser()
+    check_writable(where)
     summary = f"{config}: model {served.settings.model} ({bytes_of(folder) / 1e6:,.1f} MB), data in {where.absolute()}"
     return Start(served.host, port or served.port, render(config, port, data), summary)
 
 
-def check_port(host: str, port: int) -> None:
-    """Raises ConfigError when something listens there: two listeners would share the requests between them."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise ConfigError(
-                f"port {port} on {host} is not free: {error.strerror}",
-                param="http_options.port",
-                hint=f"stop what listens there (ss -ltnp 'sport = :{port}'), or take another: make serve PORT=8123",
-            ) from None
+def check_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise ConfigError(
+            f"the data folder {folder.absolute()} cannot be written: {error.strerror}",
+            param="data",
+            hint="take another: make serve DATA=/some/dir",
+        ) from None
 
 
 def _set_environment() -> None:
@@ -126,6 +125,8 @@ def _set_environment() -> None:
         "RAY_USAGE_STATS_ENABLED": "0",
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "1",
+        "TQDM_DISABLE": "1",
+        "RAY_SERVE_QUEUE_LENGTH_RESPONSE_DEADLINE_S": "1",  # of its default, a busy machine warns without end
         "PYTHONPATH": os.pathsep.join(path),
     }
 
@@ -207,7 +208,7 @@ def _wait_until_ready(start: Start) -> None:
 
     said = ""
     while (phase := readiness(start)) is not None:
-        if phase and phase != said:
+        if phase not in ("", "starting", said):
             print(f"starting: {phase}", flush=True)
             said = phase
         application = serve.status().applications.get("zimage")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +19,12 @@ app = typer.Typer(
 )
 
 CONFIG = Path("config/serve.yaml")
+
+
+class Device(StrEnum):
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
 
 
 def main() -> None:
@@ -65,17 +72,20 @@ def generate(
     prompt: Annotated[str, typer.Argument(help="What to draw.")],
     size: Annotated[str | None, typer.Option(help="WxH in pixels, multiples of 16.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, max=2**53 - 1, help="Default: a random one.")] = None,
-    steps: Annotated[int, typer.Option(min=1, max=50)] = 8,
+    steps: Annotated[int | None, typer.Option(min=1, max=50, help="Default: 8.")] = None,
     guidance: Annotated[float, typer.Option(min=0, max=20)] = 0.0,
     negative_prompt: Annotated[str, typer.Option(help="What to avoid; needs --guidance.")] = "",
     output: Annotated[Path, typer.Option("--output", "-o", help=".png, .jpg or .webp")] = Path("out.png"),
     model: Annotated[str, typer.Option(help="'embedded', a folder, or a hub id.")] = "embedded",
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+    device: Annotated[Device, typer.Option(help="auto: a GPU where there is one.")] = Device.auto,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
 ) -> None:
     """Draw one picture here and now, without a server."""
-    from serve.one_picture import Order, draw  # noqa: PLC0415
+    from serve.generate import Wish  # noqa: PLC0415
+    from serve.generate import generate as draw  # noqa: PLC0415
+    from serve.settings import Settings  # noqa: PLC0415
 
-    order = Order(
+    wish = Wish(
         prompt=prompt,
         size=size,
         seed=seed,
@@ -84,7 +94,7 @@ def generate(
         negative_prompt=negative_prompt,
         output=output,
     )
-    draw(order, model=model, device=device)
+    draw(wish, Settings(model=model, device=device.value, threads=threads))
 
 
 @app.command()
