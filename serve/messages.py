@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal
 
+from serve.errors import ZImageError
+
 ImageFormat = Literal["png", "jpeg", "webp"]
 Priority = Literal["interactive", "standard", "batch"]
 PRIORITIES: tuple[Priority, ...] = ("interactive", "standard", "batch")
@@ -100,6 +102,18 @@ class ErrorInfo:
     param: str | None = None
     hint: str | None = None
     retry_after: int | None = None
+
+    @classmethod
+    def of(cls, error: ZImageError) -> ErrorInfo:
+        return cls(
+            status=error.status,
+            code=error.code,
+            type=error.type,
+            message=error.message,
+            param=error.param,
+            hint=error.hint,
+            retry_after=error.retry_after,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

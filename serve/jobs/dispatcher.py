@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import math
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from dataclasses import dataclass
@@ -12,16 +11,9 @@ from typing import Any
 
 import structlog
 
-from serve.errors import (
-    DeadlineExceeded,
-    DeadlineInfeasible,
-    NotFound,
-    NotReady,
-    QueueFull,
-    ReplicaLost,
-    ZImageError,
-)
-from serve.jobs.estimate import image_seconds, seconds_until_done
+from serve.errors import DeadlineExceeded, NotFound, ReplicaLost, ZImageError
+from serve.jobs.admission import Admission
+from serve.jobs.estimate import seconds_until_done, solo_seconds
 from serve.jobs.fleet import Backend, Fleet, ReplicaGone
 from serve.jobs.job import Job, Listener
 from serve.jobs.queue import JobQueue
@@ -78,6 +70,7 @@ class Dispatcher:
         self._fleet = Fleet(settings.timeouts.heartbeat_s)
         self._queue = JobQueue()
         self._jobs: dict[str, Job] = {}
+        self._admission = Admission(settings.queue, self._fleet, self._queue, self._jobs)
         self._finished: dict[str, float] = {}
         self._placements: dict[str, _Placement] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -98,7 +91,7 @@ class Dispatcher:
     async def submit(self, submission: Submission) -> None:
         if submission.job_id in self._jobs:
             return
-        self._admit(submission)
+        self._admission.check(submission, self._was_ready)
         job = self._accept(submission)
         if submission.deadline_ms is not None:
             self._spawn(self._expire_at_deadline(job))
@@ -171,52 +164,11 @@ class Dispatcher:
                 self._begin(job, report.at)
                 job.step(placement.image, report.step)
 
-    # --- admission
-
-    def _admit(self, submission: Submission) -> None:
-        if not self._was_ready:
-            phase, _ = self._fleet.starting()
-            raise NotReady(
-                f"the service is starting: {phase}", hint="try again when /readyz answers 200", retry_after=5
-            )
-        bounds = self._settings.queue
-        if len(self._queue) >= bounds.max_depth:
-            raise self._queue_full(f"the queue is full: {len(self._queue)} of {bounds.max_depth} jobs are waiting")
-        mine = self._queue.waiting_of(submission.user)
-        if mine >= bounds.max_depth_per_user:
-            raise self._queue_full(f"{mine} jobs of yours are waiting; {bounds.max_depth_per_user} may")
-        if submission.deadline_ms is not None:
-            self._check_feasible(submission)
-
-    def _queue_full(self, message: str) -> QueueFull:
-        waiting = [self._jobs[job_id].seconds_left() for job_id in self._queue]
-        replicas = max(1, self._fleet.ready("denoiser"))
-        place_free_s = min(waiting, default=1.0) / replicas
-        return QueueFull(
-            message, hint="try again after Retry-After seconds", retry_after=max(1, math.ceil(place_free_s))
-        )
-
-    def _check_feasible(self, submission: Submission) -> None:
-        own = self._solo_seconds(submission)
-        ahead = [self._jobs[job_id].seconds_left() for job_id in self._ahead_of(submission)]
-        earliest = seconds_until_done(ahead, own, self._fleet.ready("denoiser"))
-        assert submission.deadline_ms is not None
-        if earliest is not None and earliest > submission.deadline_ms / 1e3:
-            feasible = math.ceil(earliest * 1e3)
-            raise DeadlineInfeasible(
-                f"deadline_ms {submission.deadline_ms} cannot be met: the earliest feasible is {feasible}",
-                param="deadline_ms",
-                hint="ask for more time, fewer steps or a smaller size",
-                retry_after=max(1, math.ceil(earliest - own)),
-            )
-
-    def _ahead_of(self, submission: Submission) -> list[str]:
-        running = [job.id for job in self._jobs.values() if not job.status.terminal and job.id not in self._queue]
-        return running + self._queue.up_to(submission.priority)
+    # --- placing
 
     def _accept(self, submission: Submission) -> Job:
         now = self._clock()
-        solo = self._solo_seconds(submission)
+        solo = solo_seconds(submission, self._fleet.times())
         if submission.deadline_ms is not None:
             deadline = now + submission.deadline_ms / 1e3
         else:
@@ -225,12 +177,6 @@ class Dispatcher:
         self._jobs[job.id] = job
         self._queue.add(job.id, submission.priority, submission.user)
         return job
-
-    def _solo_seconds(self, submission: Submission) -> float:
-        request = submission.request
-        return request.n * image_seconds(request, submission.prompt_tokens, self._fleet.times())
-
-    # --- placing
 
     def _fill(self) -> None:
         """Gives every free slot the next image in queue order."""
@@ -278,12 +224,12 @@ class Dispatcher:
         except ReplicaGone as gone:
             self._retry(placement, gone.replica_id)
         except DeadlineExceeded as error:
-            self._end(job, Expired, error=_info(error))
+            self._end(job, Expired, error=ErrorInfo.of(error))
         except ZImageError as error:
-            self._end(job, Failed, error=_info(error))
+            self._end(job, Failed, error=ErrorInfo.of(error))
         except Exception:
             log.exception("a task failed", job_id=job.id, task_id=task.id)
-            self._end(job, Failed, error=_info(ZImageError("the server failed on this request")))
+            self._end(job, Failed, error=ErrorInfo.of(ZImageError("the server failed on this request")))
         else:
             self._finish_image(placement, generated)
         finally:
@@ -310,10 +256,8 @@ class Dispatcher:
         job.attempt += 1
         job.embeddings = None
         if job.attempt > self._settings.queue.max_attempts:
-            attempts = self._settings.queue.max_attempts
-            self._end(
-                job, Failed, error=_info(ReplicaLost(f"the job lost its replica {attempts} times and is given up"))
-            )
+            message = f"the job lost its replica {self._settings.queue.max_attempts} times and is given up"
+            self._end(job, Failed, error=ErrorInfo.of(ReplicaLost(message)))
             return
         log.warning("a replica was lost, the job is tried again", job_id=job.id, attempt=job.attempt)
         job.steps_done.pop(placement.image, None)
@@ -360,7 +304,7 @@ class Dispatcher:
         await asyncio.sleep(max(0.0, job.deadline - self._clock()))
         if not job.status.terminal:
             message = f"deadline_ms {job.submission.deadline_ms} passed while the job was {job.status}"
-            self._end(job, Expired, error=_info(DeadlineExceeded(message, param="deadline_ms")))
+            self._end(job, Expired, error=ErrorInfo.of(DeadlineExceeded(message, param="deadline_ms")))
 
     def _forget_old(self) -> None:
         now = self._clock()
@@ -415,15 +359,3 @@ class Dispatcher:
 def _position_of(job: Job) -> tuple[int, int] | None:
     last = next((event for event in reversed(job.events) if isinstance(event, Queued)), None)
     return (last.position, last.length) if last else None
-
-
-def _info(error: ZImageError) -> ErrorInfo:
-    return ErrorInfo(
-        status=error.status,
-        code=error.code,
-        type=error.type,
-        message=error.message,
-        param=error.param,
-        hint=error.hint,
-        retry_after=error.retry_after,
-    )

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from serve.messages import ImageRequest
+from serve.messages import Submission
 from serve.step_times import StepTimes, sequence_tokens
 
 
-def image_seconds(request: ImageRequest, prompt_tokens: int, times: StepTimes) -> float:
-    """GPU-seconds of one image of the request, alone on the device; 0 when nothing was measured yet."""
-    return times.image_seconds(
+def solo_seconds(submission: Submission, times: StepTimes) -> float:
+    """GPU-seconds of all its images, alone on one device; 0 when nothing was measured yet."""
+    request = submission.request
+    return request.n * times.image_seconds(
         steps=request.steps,
-        tokens=sequence_tokens(request.image_tokens, prompt_tokens),
+        tokens=sequence_tokens(request.image_tokens, submission.prompt_tokens),
         rows=2 if request.guided else 1,
         pixels=request.width * request.height,
     )

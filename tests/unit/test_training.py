@@ -15,9 +15,9 @@ import yaml
 from diffusers import ZImagePipeline
 from transformers import AutoTokenizer
 
-from training.batches import stratified_sigmas
+from training.batches import BatchSampler, stratified_sigmas
 from training.checks import Subject, examine
-from training.config import SMOKE, EvaluationConfig, TokenizerConfig
+from training.config import SMOKE, EvaluationConfig, TokenizerConfig, TransformerConfig
 from training.data import vocabulary
 from training.data.blocks import Job, SceneFactory, make_block
 from training.data.captions import Captioner, Length
@@ -30,6 +30,7 @@ from training.data.palette import COLORS
 from training.data.scenes import Object, Plain, Scene, Shape, draw_scene
 from training.data.textures import load_textures
 from training.forward import BatchedTransformer, image_ropes, patchify, text_rope, text_states, unpatchify
+from training.latents import cache_latents
 from training.make import main
 from training.models import build_text_encoder, build_transformer
 from training.muon import Muon
@@ -37,6 +38,7 @@ from training.painter import Painter
 from training.progress import Clock, TimedLoop
 from training.recognition import Catalogue, count_blobs
 from training.tokenizer import make_tokenizer
+from training.train_transformer import Predictor
 
 DATA = Path(__file__).parents[1] / "data" / "emoji"
 SHIPPED = Path(__file__).parents[2] / "serve" / "engine" / "tiny"
@@ -304,6 +306,23 @@ def test_the_batched_transformer_equals_the_librarys(networks, size, tokens):
     ropes = image_ropes(transformer, height // 2, width // 2, tokens, CPU)
     patches = BatchedTransformer(transformer)(patchify(latents), time, states, lengths, ropes)
     torch.testing.assert_close(unpatchify(patches, height, width), torch.stack(expected)[:, :, 0], atol=1e-5, rtol=1e-5)
+
+
+def test_the_shipped_weights_fit_the_training_batches(known, textures):
+    """Scale, sign and time of the velocities, captions and caches are those that the weights were trained with."""
+    pipeline = ZImagePipeline.from_pretrained(SHIPPED)
+    vae, transformer, text_encoder = (
+        network.float() for network in (pipeline.vae, pipeline.transformer, pipeline.text_encoder)
+    )
+    tokenizer, shipped = SHIPPED / "tokenizer", pipeline.vae.config.scaling_factor
+    with SceneFactory(known, tokenizer, SMOKE) as scenes:
+        caches, scale = cache_latents(vae, scenes, textures, SMOKE.canvases)
+    assert scale.factor == pytest.approx(shipped, rel=0.1)
+    sampler = BatchSampler(caches, PromptEncoder(tokenizer), replace(SMOKE, transformer=TransformerConfig(batch=48)))
+    predictor = Predictor(transformer, text_encoder, compiled=False)
+    batch = sampler.draw(native=True)
+    with torch.no_grad():
+        assert ((predictor(batch) - batch.velocity) ** 2).mean() < 0.25
 
 
 def test_muon_equals_torchs():

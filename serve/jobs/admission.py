@@ -1,0 +1,61 @@
+"""Who is let in: readiness, the bounds of the queue, and deadlines that can be met. Refusing costs no work."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from serve.errors import DeadlineInfeasible, NotReady, QueueFull
+from serve.jobs.estimate import seconds_until_done, solo_seconds
+from serve.jobs.fleet import Fleet
+from serve.jobs.job import Job
+from serve.jobs.queue import JobQueue
+from serve.messages import Submission
+from serve.settings import QueueSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    bounds: QueueSettings
+    fleet: Fleet
+    queue: JobQueue
+    jobs: Mapping[str, Job]
+
+    def check(self, submission: Submission, was_ready: bool) -> None:
+        """Raises NotReady, QueueFull or DeadlineInfeasible. A service that was ready once queues through recoveries."""
+        if not was_ready:
+            phase, _ = self.fleet.starting()
+            hint = "try again when /readyz answers 200"
+            raise NotReady(f"the service is starting: {phase}", hint=hint, retry_after=5)
+        waiting, mine = len(self.queue), self.queue.waiting_of(submission.user)
+        if waiting >= self.bounds.max_depth:
+            raise self._full(f"the queue is full: {waiting} of {self.bounds.max_depth} jobs are waiting")
+        if mine >= self.bounds.max_depth_per_user:
+            raise self._full(f"{mine} jobs of yours are waiting; {self.bounds.max_depth_per_user} may")
+        if submission.deadline_ms is not None:
+            self._check_feasible(submission, submission.deadline_ms)
+
+    def _full(self, message: str) -> QueueFull:
+        """The next place is free when the least of the waiting jobs has been worked off."""
+        waiting = (self.jobs[job_id].seconds_left() for job_id in self.queue)
+        place_free_s = min(waiting, default=1.0) / max(1, self.fleet.ready("denoiser"))
+        hint = "try again after Retry-After seconds"
+        return QueueFull(message, hint=hint, retry_after=max(1, math.ceil(place_free_s)))
+
+    def _check_feasible(self, submission: Submission, deadline_ms: int) -> None:
+        own = solo_seconds(submission, self.fleet.times())
+        ahead = [self.jobs[job_id].seconds_left() for job_id in self._ahead_of(submission)]
+        earliest = seconds_until_done(ahead, own, self.fleet.ready("denoiser"))
+        if earliest is not None and earliest > deadline_ms / 1e3:
+            feasible = math.ceil(earliest * 1e3)
+            raise DeadlineInfeasible(
+                f"deadline_ms {deadline_ms} cannot be met: the earliest feasible is {feasible}",
+                param="deadline_ms",
+                hint="ask for more time, fewer steps or a smaller size",
+                retry_after=max(1, math.ceil(earliest - own)),
+            )
+
+    def _ahead_of(self, submission: Submission) -> list[str]:
+        running = [job.id for job in self.jobs.values() if not job.status.terminal and job.id not in self.queue]
+        return running + self.queue.up_to(submission.priority)
