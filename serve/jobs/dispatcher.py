@@ -173,9 +173,8 @@ class Dispatcher:
             deadline = now + submission.deadline_ms / 1e3
         else:
             deadline = now + SOFT_DEADLINE[submission.priority] * (solo or UNKNOWN_SOLO_S)
-        job = Job(submission, deadline, solo / submission.request.n)
-        self._jobs[job.id] = job
-        self._queue.add(job.id, submission.priority, submission.user)
+        arrival = self._queue.add(submission.job_id, submission.priority, submission.user)
+        job = self._jobs[submission.job_id] = Job(submission, deadline, solo / submission.request.n, arrival)
         return job
 
     def _fill(self) -> None:
@@ -253,8 +252,9 @@ class Dispatcher:
             self._lose(gone)
         if job.status.terminal or job.status is JobStatus.CANCELING:
             return
-        job.attempt += 1
-        job.embeddings = None
+        if placement.attempt == job.attempt:  # several images lost with one replica are one loss
+            job.attempt += 1
+            job.embeddings = None
         if job.attempt > self._settings.queue.max_attempts:
             message = f"the job lost its replica {self._settings.queue.max_attempts} times and is given up"
             self._end(job, Failed, error=ErrorInfo.of(ReplicaLost(message)))
@@ -262,8 +262,7 @@ class Dispatcher:
         log.warning("a replica was lost, the job is tried again", job_id=job.id, attempt=job.attempt)
         job.steps_done.pop(placement.image, None)
         job.pending.appendleft(placement.image)
-        if job.id not in self._queue:
-            self._queue.add(job.id, job.submission.priority, job.submission.user)
+        self._queue.add(job.id, job.submission.priority, job.submission.user, job.arrival)
 
     def _lose(self, replica_id: str) -> None:
         for task_id in self._fleet.drop(replica_id):

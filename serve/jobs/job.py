@@ -41,11 +41,12 @@ _REPLACED = (Queued, Progress)  # of these only the newest is kept for those who
 
 @dataclass(slots=True)
 class Job:
-    """`deadline` is in seconds of the Dispatcher's clock, all other times are Unix seconds."""
+    """`deadline` is in seconds of the Dispatcher's clock, all other times are Unix seconds; `arrival` is its number."""
 
     submission: Submission
     deadline: float
     image_seconds: float
+    arrival: int
     created_at: float = field(default_factory=time.time)
     started_at: float | None = None
     status: JobStatus = JobStatus.QUEUED

@@ -26,12 +26,18 @@ class JobQueue:
     def __iter__(self) -> Iterator[str]:
         return (job_id for _, _, job_id in self._order)
 
-    def add(self, job_id: str, priority: Priority, user: str) -> None:
-        self._arrivals += 1
-        key = (PRIORITIES.index(priority), self._arrivals, job_id)
+    def add(self, job_id: str, priority: Priority, user: str, arrival: int | None = None) -> int:
+        """The number of its arrival; with the one that it was given before, a job gets its old place back."""
+        if job_id in self._keys:
+            return self._keys[job_id][1]
+        if arrival is None:
+            self._arrivals += 1
+            arrival = self._arrivals
+        key = (PRIORITIES.index(priority), arrival, job_id)
         self._keys[job_id], self._users[job_id] = key, user
         self._per_user[user] += 1
         insort(self._order, key)
+        return arrival
 
     def remove(self, job_id: str) -> None:
         """Nothing when it is not there."""

@@ -242,6 +242,18 @@ async def test_a_lost_replica_costs_an_attempt_and_not_the_job(jobs: Dispatcher,
     assert isinstance(await last(jobs, job_id), Succeeded)
 
 
+async def test_images_lost_together_are_one_lost_attempt(jobs: Dispatcher, replicas: Replicas) -> None:
+    job_id = await submitted(jobs, n=2)
+    for number in range(2):
+        held = await replicas.settled()
+        beat(jobs, f"new{number}")
+        await replicas.fail(held[0], ReplicaGone(replicas.tasks[-1].replica_id))
+    assert max(task.attempt for task in replicas.tasks) == 3
+    while held := await replicas.settled():
+        await replicas.finish(held[0])
+    assert isinstance(await last(jobs, job_id), Succeeded)
+
+
 async def test_what_lost_a_replica_before_runs_alone(jobs: Dispatcher, replicas: Replicas) -> None:
     for user in "ab":
         await submitted(jobs, user=user)

@@ -34,6 +34,17 @@ def test_removing_never_reorders_the_others(drawn: list[tuple[Priority, str]], d
     assert len(queue) == len(before) - len(gone)
 
 
+@given(jobs.filter(bool), st.data())
+def test_what_comes_back_gets_its_old_place(drawn: list[tuple[Priority, str]], data: st.DataObject) -> None:
+    queue = JobQueue()
+    arrivals = [queue.add(str(number), priority, user) for number, (priority, user) in enumerate(drawn)]
+    before, back = list(queue), data.draw(st.integers(0, len(drawn) - 1))
+    queue.remove(str(back))
+    assert queue.add(str(back), *drawn[back], arrivals[back]) == arrivals[back]
+    assert list(queue) == before
+    assert len(queue) == len(drawn)
+
+
 @given(jobs)
 def test_it_counts_what_each_user_has_waiting(drawn: list[tuple[Priority, str]]) -> None:
     queue = filled(drawn)
