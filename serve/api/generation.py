@@ -33,7 +33,7 @@ class GenerationBody(BaseModel):
     size: str | None = Field(
         None, description='"auto" or "WIDTHxHEIGHT" in pixels, both multiples of 16, no side over three times the other'
     )
-    quality: Quality | Literal["auto", "standard", "hd"] | None = Field(
+    quality: Literal["auto", "low", "medium", "high", "xhigh", "max", "standard", "hd"] | None = Field(
         None, description='number of steps by name; "standard" is "medium", "hd" is "high"'
     )
     output_format: ImageFormat | None = Field(None, description='"png" (default), "jpeg" or "webp"')

@@ -244,10 +244,12 @@ async def test_a_lost_replica_costs_an_attempt_and_not_the_job(jobs: Dispatcher,
 
 async def test_images_lost_together_are_one_lost_attempt(jobs: Dispatcher, replicas: Replicas) -> None:
     job_id = await submitted(jobs, n=2)
+    assert len(await replicas.settled()) == 2
     for number in range(2):
-        held = await replicas.settled()
+        task = replicas.tasks[-1]
+        await replicas.fail(task.id, ReplicaGone(task.replica_id))
         beat(jobs, f"new{number}")
-        await replicas.fail(held[0], ReplicaGone(replicas.tasks[-1].replica_id))
+        await replicas.settled()
     assert max(task.attempt for task in replicas.tasks) == 3
     while held := await replicas.settled():
         await replicas.finish(held[0])
