@@ -41,11 +41,18 @@ def _belongs(process: Path, session: str) -> bool:
     try:
         arguments = (process / "cmdline").read_bytes()
         if arguments.startswith(b"ray::"):
-            return any(os.readlink(link).startswith(session) for link in (process / "fd").iterdir())
+            return any(_target(link).startswith(session) for link in (process / "fd").iterdir())
     except OSError:  # ended meanwhile, or someone else's
         return False
     program = os.path.basename(arguments.split(b"\0")[0])
     return program.startswith((b"python", b"raylet", b"gcs_server")) and session.encode() in arguments
+
+
+def _target(link: Path) -> str:
+    try:
+        return os.readlink(link)
+    except OSError:  # closed meanwhile
+        return ""
 
 
 def _kill(pid: int) -> None:

@@ -1,54 +1,83 @@
 """The whole service in this process, embedded model and all, behind a real server on a loopback port."""
 
 import asyncio
+import base64
+import io
 import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import httpx
 import pytest
 import pytest_asyncio
 import uvicorn
 from fastapi import FastAPI
+from openai import AsyncOpenAI
+from PIL import Image
 
 from serve.api.app import create_app
+from serve.jobs.dispatcher import Dispatcher
 from serve.local import LocalService, open_service
+from serve.messages import Generated, Phase, ReplicaState, Task, TaskStepped
 from serve.settings import Settings
+
+FOX = {"prompt": "a red fox on a yellow background", "seed": 1}
+
+session_fixture = pytest_asyncio.fixture(scope="session", loop_scope="session")
 
 
 def pytest_collection_modifyitems(items):
     for item in items:
-        if "tests/api" in item.path.as_posix():
+        if "tests/api/" in item.path.as_posix():
             item.add_marker(pytest.mark.asyncio(loop_scope="session"), append=False)
 
 
-@pytest_asyncio.fixture(scope="session", loop_scope="session")
+@pytest.fixture
+def fox() -> dict[str, Any]:
+    return dict(FOX)
+
+
+@session_fixture
 async def settings(tmp_path_factory) -> Settings:
-    return Settings(data=tmp_path_factory.mktemp("data"), warmup_sizes_px=(128,), limits={"body_bytes": 200_000})
+    return Settings(
+        data=tmp_path_factory.mktemp("data"),
+        warmup_sizes_px=(128,),
+        limits={"body_bytes": 300_000},
+        timeouts={"heartbeat_s": 60},
+    )
 
 
-@pytest_asyncio.fixture(scope="session", loop_scope="session")
+@session_fixture
 async def service(settings) -> AsyncIterator[LocalService]:
     async with open_service(settings) as service:
         yield service
 
 
-@pytest_asyncio.fixture(scope="session", loop_scope="session")
+@session_fixture
 async def app(service, settings) -> FastAPI:
     return create_app(service, service.assets, service.prompts, settings)
 
 
-@pytest_asyncio.fixture(scope="session", loop_scope="session")
+@session_fixture
 async def client(app) -> AsyncIterator[httpx.AsyncClient]:
     """Without a server: what the application alone answers."""
     async with in_process(app) as client:
         yield client
 
 
-@pytest_asyncio.fixture(scope="session", loop_scope="session")
+@session_fixture
 async def base_url(app) -> AsyncIterator[str]:
     async with served(app) as base_url:
         yield base_url
+
+
+@session_fixture
+async def openai(base_url) -> AsyncIterator[AsyncOpenAI]:
+    async with AsyncOpenAI(base_url=f"{base_url}/v1", api_key="none", max_retries=0) as openai:
+        yield openai
 
 
 def in_process(app: FastAPI) -> httpx.AsyncClient:
@@ -57,10 +86,119 @@ def in_process(app: FastAPI) -> httpx.AsyncClient:
 
 @asynccontextmanager
 async def served(app: FastAPI) -> AsyncIterator[str]:
-    """The application behind uvicorn."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
         serving = asyncio.create_task(server.serve([listener]))
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        server.should_exit = True
-        await serving
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            await serving
+
+
+@dataclass
+class Replicas:
+    """A Backend with one slot that begins every task and ends none, or ends each with `error`."""
+
+    error: Exception | None = None
+    dispatcher: Dispatcher | None = None
+
+    def encode(self, request: object) -> None:
+        return None
+
+    async def generate(self, task: Task, embeddings: object) -> Generated:
+        if self.error is not None:
+            raise self.error
+        self.dispatcher.report([TaskStepped(task_id=task.id, step=0, at=time.time())])
+        await asyncio.Event().wait()
+        raise AssertionError
+
+
+@dataclass
+class Stuck:
+    """A door whose jobs never end: the real queue over replicas that make no progress."""
+
+    dispatcher: Dispatcher
+    app: FastAPI
+
+    async def until(self, **counts: int) -> None:
+        """Waits until the queue counts this many jobs queued and running."""
+        for _ in range(500):
+            status = await self.dispatcher.status()
+            if {name: getattr(status, name) for name in counts} == counts:
+                return
+            await asyncio.sleep(0.01)
+        raise AssertionError(f"{status} instead of {counts}")
+
+
+@pytest.fixture
+def stuck(service, settings) -> Callable[..., AbstractAsyncContextManager[Stuck]]:
+    @asynccontextmanager
+    async def open_stuck(error: Exception | None = None, ready: bool = True, **changes: Any) -> AsyncIterator[Stuck]:
+        changed = Settings(**settings.model_dump() | changes)
+        replicas = Replicas(error)
+        dispatcher = replicas.dispatcher = Dispatcher(changed, replicas)
+        dispatcher.open()
+        if ready:
+            for role in ("text_encoder", "denoiser"):
+                dispatcher.heartbeat(ReplicaState(replica_id=role, role=role, phase=Phase.READY, slots=1))
+        try:
+            yield Stuck(dispatcher, create_app(dispatcher, service.assets, service.prompts, changed))
+        finally:
+            await dispatcher.close()
+
+    return open_stuck
+
+
+@pytest.fixture
+def door() -> Callable[[FastAPI], httpx.AsyncClient]:
+    return in_process
+
+
+@pytest.fixture
+def serving() -> Callable[[FastAPI], AbstractAsyncContextManager[str]]:
+    return served
+
+
+@pytest.fixture
+def picture() -> Callable[[bytes | str], Image.Image]:
+    """Decodes a file, or one in base64, whole."""
+
+    def decode(data: bytes | str) -> Image.Image:
+        image = Image.open(io.BytesIO(base64.b64decode(data) if isinstance(data, str) else data))
+        image.load()
+        return image
+
+    return decode
+
+
+@pytest.fixture
+def corners_are() -> Callable[[Image.Image, tuple[int, int, int]], bool]:
+    """Judges a picture by its background, within 40 of 255 in every channel."""
+
+    def judge(image: Image.Image, colour: tuple[int, int, int]) -> bool:
+        right, bottom = image.width - 3, image.height - 3
+        corners = [image.convert("RGB").getpixel(at) for at in ((2, 2), (right, 2), (2, bottom), (right, bottom))]
+        return all(abs(a - b) <= 40 for corner in corners for a, b in zip(corner, colour, strict=True))
+
+    return judge
+
+
+@pytest.fixture
+def refused() -> Callable[[httpx.Response, int, str], dict[str, Any]]:
+    """The shape of every error of every route."""
+
+    def check(response: httpx.Response, status: int, code: str) -> dict[str, Any]:
+        assert response.status_code == status, response.text
+        assert response.headers["Content-Type"] == "application/json"
+        assert set(response.json()) == {"error"}
+        error = response.json()["error"]
+        assert set(error) - {"fragment"} == {"message", "type", "param", "code", "hint", "request_id"}
+        assert error["code"] == code
+        assert error["type"] in {"invalid_request_error", "permission_error", "server_error"}
+        assert error["message"]
+        assert error["request_id"] == response.headers["X-Request-ID"]
+        assert status != 503 or int(response.headers["Retry-After"]) >= 1
+        return error
+
+    return check

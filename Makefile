@@ -1,0 +1,60 @@
+# make serve | test | check ... `make help` lists them. The environment lives in .venv and is made when it is needed.
+
+CONFIG ?= config/serve.yaml
+PORT ?=
+DATA ?=
+PYTEST_ARGS ?=
+PIP_ARGS ?=
+APT_PACKAGES :=
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+
+# The first that runs: a name on the PATH may be a shim without a Python behind it.
+PYTHON ?= $(shell for python in python3.12 python3.11 python3 python; do \
+	$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null && echo $$python && break; done)
+
+.DEFAULT_GOAL := help
+.PHONY: help serve test nightly check test-deps clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+
+serve: $(INSTALLED) ## start the service: PORT=8123 DATA=/some/dir CONFIG=config/serve.gpu.yaml
+	@exec $(BIN)/python -m deployments.run $(CONFIG) $(if $(PORT),--port $(PORT)) $(if $(DATA),--data '$(DATA)')
+
+test: $(INSTALLED) ## every test that a machine without a GPU can run in minutes: PYTEST_ARGS="-k weights"
+	$(BIN)/python -m pytest -m "not gpu and not nightly" $(PYTEST_ARGS)
+
+nightly: $(INSTALLED) ## the long tests too
+	$(BIN)/python -m pytest -m "not gpu" $(PYTEST_ARGS)
+
+check: $(INSTALLED) ## lint, format, types, import directions, docs
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -q tests/test_docs.py
+
+test-deps: ## what tests need beyond Python packages, from Debian
+ifneq ($(strip $(APT_PACKAGES)),)
+	$(SUDO) apt-get update -q
+	$(SUDO) apt-get install -qy --no-install-recommends $(APT_PACKAGES)
+else
+	@echo "nothing is needed"
+endif
+
+clean: ## remove the environment and caches; data/ stays
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info
+
+# torch comes first and alone: whichever build its index gives satisfies all that follows.
+$(INSTALLED): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || test -n "$(PYTHON)" || { \
+		echo "error: there is no Python 3.11 or 3.12 here" >&2; \
+		echo "fix: apt-get install python3 python3-venv, or: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install $(PIP_ARGS) "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install $(PIP_ARGS) -c constraints.txt -e ".[dev]"
+	@touch $@

@@ -1,0 +1,53 @@
+"""The README's commands, as they stand there, against the running server."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.cluster.server import ROOT, Server
+
+pytestmark = pytest.mark.cluster
+
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+DEFAULT_URL = "http://127.0.0.1:8000"
+
+
+def run(block: str, interpreter: list[str], server: Server, folder: Path) -> None:
+    code = block.replace(DEFAULT_URL, server.url)
+    path = f"{Path(sys.executable).parent}:/usr/bin:/bin"
+    done = subprocess.run([*interpreter, code], cwd=folder, env={"PATH": path}, capture_output=True, timeout=100)
+    assert done.returncode == 0, done.stderr.decode()
+
+
+def corner(picture: Path) -> tuple[int, ...]:
+    return tuple(int(value) for value in np.asarray(Image.open(picture).convert("RGB"))[3, 3])
+
+
+def test_the_first_curl_gives_a_fox_on_yellow(server: Server, tmp_path: Path) -> None:
+    (curl,) = [block for language, block in BLOCKS if language == "bash" and "curl" in block]
+    run(curl, ["bash", "-ec"], server, tmp_path)
+    red, green, blue = corner(tmp_path / "fox.png")
+    assert red > 200
+    assert green > 160
+    assert blue < 120
+
+
+def test_the_python_example_gives_a_penguin(server: Server, tmp_path: Path) -> None:
+    (example,) = [block for language, block in BLOCKS if language == "python"]
+    run(example, [sys.executable, "-c"], server, tmp_path)
+    assert Image.open(tmp_path / "penguin.png").size == (256, 256)
+
+
+def test_zimage_draws_doctors_and_tells_its_version(server: Server, tmp_path: Path) -> None:
+    (commands,) = [block for language, block in BLOCKS if language == "bash" and "zimage generate" in block]
+    for command in commands.strip().splitlines():
+        if "doctor" not in command:  # it looks for the default port, which a test must not depend on
+            run(command, ["bash", "-ec"], server, tmp_path)
+    assert Image.open(tmp_path / "bananas.png").size == (128, 128)
