@@ -55,6 +55,6 @@ $(INSTALLED): pyproject.toml constraints.txt
 		echo "error: there is no Python 3.11 or 3.12 here" >&2; \
 		echo "fix: apt-get install python3 python3-venv, or: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install $(PIP_ARGS) "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install $(PIP_ARGS) -c constraints.txt torch
 	$(BIN)/python -m pip install $(PIP_ARGS) -c constraints.txt -e ".[dev]"
 	@touch $@

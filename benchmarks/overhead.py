@@ -16,6 +16,7 @@ import http.client
 import json
 import platform
 import signal
+import socket
 import statistics
 import subprocess
 import sys
@@ -73,7 +74,7 @@ class Bare:
             alone=False,
             preview_steps=frozenset(),
         )
-        denoised = await self.engine.denoise(generation, lambda step, preview: None)
+        denoised = await self.engine.denoise(generation, lambda *_: None)
         (pixels,) = await self.engine.decode([denoised.latents])
         await loop.run_in_executor(self.files, codec.encode, pixels, "png")
 
@@ -113,11 +114,11 @@ async def measure(draw: Draw, pictures: int, concurrency: int) -> tuple[float, f
 
 async def run(bare: Bare, served: Served, rounds: int, pictures: int) -> list[Round]:
     results = []
-    for draw in (bare.draw, served.draw):
-        await measure(draw, 8, 4)
+    kinds: list[Draw] = [bare.draw, served.draw]
+    for warming in kinds:
+        await measure(warming, 8, 4)
     for number in range(rounds):
         for concurrency in CONCURRENCY:
-            kinds: list[Draw] = [bare.draw, served.draw]
             figures = {}
             for draw in kinds if number % 2 == 0 else reversed(kinds):
                 figures[draw] = await measure(draw, pictures, concurrency)
@@ -143,8 +144,6 @@ def server() -> Iterator[int]:
 
 @contextlib.contextmanager
 def socket_port() -> Iterator[int]:
-    import socket
-
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -166,7 +165,7 @@ def report(results: list[Round], rounds: int, pictures: int) -> str:
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout
     lines = [
         f"{datetime.now(UTC):%Y-%m-%d}, commit {commit.strip() or 'none'}, {platform.machine()}, Python "
-        f"{platform.python_version()}; {rounds} rounds of {pictures} pictures {SIDE_PX}x{SIDE_PX}, {STEPS} steps; medians",
+        f"{platform.python_version()}; medians of {rounds} rounds of {pictures} pictures, {SIDE_PX} px, {STEPS} steps",
         "",
         "| concurrency | bare, pictures/s | served, pictures/s | served / bare | added to one picture |",
         "|---|---|---|---|---|",

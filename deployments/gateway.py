@@ -24,4 +24,5 @@ class Gateway:
         self._prompts = PromptTokens(folder / "tokenizer")
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return create_app(self._service, self._assets, self._prompts, self._settings)
+        """Ray Serve's proxy puts the request id on every answer itself."""
+        return create_app(self._service, self._assets, self._prompts, self._settings, echo_request_id=False)

@@ -129,11 +129,13 @@ class RemoteService:
         self._mailboxes: dict[str, _Mailbox] = {}
         self._epoch = ""
         self._link: asyncio.Task[None] | None = None
+        self._closed = False
 
     def open(self) -> None:
         self._link = detached(self._follow())
 
     def close(self) -> None:
+        self._closed = True
         if self._link is not None:
             self._link.cancel()
 
@@ -199,7 +201,7 @@ class RemoteService:
 
     async def _follow(self) -> None:
         acknowledged = 0
-        while True:
+        while not self._closed:  # a cancelled call ends as Ray's error, not as a CancelledError
             try:
                 answer = await _outcome(self._dispatcher.poll.remote(self._gateway_id, acknowledged))
             except (RayError, RayServeException):

@@ -10,6 +10,7 @@ import structlog
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
+from ray.serve.handle import DeploymentHandle
 
 from deployments.remote import RemoteDispatcher, detached
 from serve.messages import Phase, ReplicaState, TaskPreview, TaskReport, TaskStepped
@@ -23,12 +24,15 @@ def replica_id() -> str:
     return str(serve.get_replica_context().replica_id.unique_id)
 
 
+def dispatcher_handle() -> DeploymentHandle:
+    return serve.get_deployment_handle("Dispatcher", serve.get_replica_context().app_name)
+
+
 class Membership:
     """A replica's link to the Dispatcher. Reports are coalesced to four messages a second over all its tasks."""
 
     def __init__(self, settings: Settings, state: ReplicaState) -> None:
-        context = serve.get_replica_context()
-        self._dispatcher = RemoteDispatcher(serve.get_deployment_handle("Dispatcher", context.app_name))
+        self._dispatcher = RemoteDispatcher(dispatcher_handle())
         self._every_s = settings.timeouts.heartbeat_s
         self._state = state
         self._refresh: Callable[[ReplicaState], ReplicaState] = lambda state: state

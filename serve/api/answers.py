@@ -54,12 +54,11 @@ def _event(order: Order, name: str, data: bytes, at: float) -> dict[str, Any]:
 
 
 def _described(order: Order) -> dict[str, str]:
-    request = order.request
     return {
         "background": "opaque",
-        "output_format": request.output_format,
+        "output_format": order.request.output_format,
         "quality": order.quality,
-        "size": f"{request.width}x{request.height}",
+        "size": order.size,
     }
 
 

@@ -18,7 +18,15 @@ from serve.settings import Settings
 from serve.tokens import PromptTokens
 
 
-def create_app(service: ImageService, assets: AssetStore, prompts: PromptTokens, settings: Settings) -> FastAPI:
+def create_app(
+    service: ImageService,
+    assets: AssetStore,
+    prompts: PromptTokens,
+    settings: Settings,
+    *,
+    echo_request_id: bool = True,
+) -> FastAPI:
+    """`echo_request_id=False` behind Ray Serve, which puts the request's X-Request-ID on the answer itself."""
     app = DocumentedApp(title="Z-Image serving", version="1", redoc_url=None, redirect_slashes=False)
     app.state.door = Door(
         service=service,
@@ -31,5 +39,5 @@ def create_app(service: ImageService, assets: AssetStore, prompts: PromptTokens,
     for concern in (openai, pictures, ops):
         app.include_router(concern.router)
     errors.install(app)
-    app.add_middleware(Envelope)
+    app.add_middleware(Envelope, echo=echo_request_id)
     return app

@@ -17,10 +17,14 @@ _REQUEST_ID = re.compile("[!-~]{1,128}")
 
 
 class Envelope:
-    """Plain ASGI, so streams pass through unbuffered."""
+    """Plain ASGI, so streams pass through unbuffered.
 
-    def __init__(self, app: ASGIApp) -> None:
+    `echo` is off where the server in front puts the request's X-Request-ID on the answer, as Ray Serve's does.
+    """
+
+    def __init__(self, app: ASGIApp, echo: bool = True) -> None:
         self._app = app
+        self._echo = echo
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -29,10 +33,9 @@ class Envelope:
         headers = Headers(scope=scope)
         request_id = _request_id(headers.get("x-request-id"))
         scope.setdefault("state", {})["request_id"] = request_id
-        sender = _Sender(send, request_id, scope["method"] == "HEAD")
-        with structlog.contextvars.bound_contextvars(
-            request_id=request_id, traceparent=headers.get("traceparent", "")[:128]
-        ):
+        sender = _Sender(send, request_id if self._echo else None, scope["method"] == "HEAD")
+        traced = {"traceparent": headers["traceparent"][:128]} if "traceparent" in headers else {}
+        with structlog.contextvars.bound_contextvars(request_id=request_id, **traced):
             await self._call(_as_get(scope) if sender.bodyless else scope, receive, sender)
 
     async def _call(self, scope: Scope, receive: Receive, sender: _Sender) -> None:
@@ -47,7 +50,7 @@ class Envelope:
 
 
 class _Sender:
-    def __init__(self, send: Send, request_id: str, bodyless: bool) -> None:
+    def __init__(self, send: Send, request_id: str | None, bodyless: bool) -> None:
         self._send = send
         self._request_id = request_id
         self.bodyless = bodyless
@@ -57,8 +60,9 @@ class _Sender:
         if message["type"] == "http.response.start":
             self.started = True
             headers = MutableHeaders(scope=message)
-            headers["X-Request-ID"] = self._request_id
             headers["X-Content-Type-Options"] = "nosniff"
+            if self._request_id is not None:
+                headers["X-Request-ID"] = self._request_id
         elif self.bodyless and message["type"] == "http.response.body":
             message = {**message, "body": b""}
         await self._send(message)

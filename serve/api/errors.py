@@ -75,7 +75,7 @@ def _shown(request: Request, error: Exception) -> ZImageError:
 
 
 def _from_http(request: Request, error: HTTPException) -> ZImageError:
-    route = f"{request.scope['method']} {request.url.path[:200]}"
+    route = "{method} {path:.200}".format_map(request.scope)
     if error.status_code == HTTPStatus.NOT_FOUND:
         return NotFound(f"no route {route}", hint="see /docs for the routes there are")
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:

@@ -17,8 +17,9 @@ Quality = Literal["low", "medium", "high", "xhigh", "max"]
 
 
 class GenerationBody(BaseModel):
-    """Every field but `prompt` may be left out or null. A description is also the hint of the field's error."""
+    """Every field but `prompt` may be left out or null."""
 
+    # A field's description is also the hint of its error.
     model_config = ConfigDict(
         strict=True,
         title="ImageGeneration",

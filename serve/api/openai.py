@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
+import structlog
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
@@ -16,7 +17,7 @@ from serve.api import answers, checks
 from serve.api.accept import preferred_image
 from serve.api.body import read_object
 from serve.api.deps import Door, TheDoor
-from serve.api.disconnect import unless_gone
+from serve.api.disconnect import detach, unless_gone
 from serve.api.docs import GENERATION, MODEL, MODELS
 from serve.api.errors import error_body
 from serve.api.follow import follow
@@ -28,12 +29,17 @@ from serve.messages import Preview, StoredImage, Succeeded
 
 router = APIRouter(prefix="/v1", tags=["OpenAI"])
 
+_log = structlog.get_logger(__name__)
+
 
 @router.post("/images/generations", **GENERATION)
 async def generate(request: Request, door: TheDoor) -> Response:
     body, unknown = parse(await read_object(request, door.settings.limits))
     order = resolve(door, body, unknown, preferred_image(request.headers.get("accept", "")))
     await door.assets.check_room()
+    _log.info(
+        "generation", job_id=order.submission.job_id, size=order.size, steps=order.request.steps, n=order.request.n
+    )
     if order.stream:
         return await _stream(request, door, order)
     done = await unless_gone(request.receive, _finished(door, order))
@@ -93,14 +99,19 @@ async def _stream(request: Request, door: Door, order: Order) -> Response:
 
 
 async def _chunks(request: Request, door: Door, order: Order) -> AsyncGenerator[bytes, None]:
-    async with aclosing(follow(door.service, order.submission, door.settings.timeouts.request_s)) as events:
-        async for event in events:
-            if isinstance(event, Preview):
-                data = await door.assets.read_preview(event.key)
-                if data is not None:
-                    yield answers.encode_event(answers.partial_event(order, event.index, data, event.at))
-            elif isinstance(event, Succeeded):
-                yield await _completed(request, door, order, event)
+    """Previews are for this stream alone: they go when it ends."""
+    try:
+        async with aclosing(follow(door.service, order.submission, door.settings.timeouts.request_s)) as events:
+            async for event in events:
+                if isinstance(event, Preview):
+                    data = await door.assets.read_preview(event.key)
+                    if data is not None:
+                        yield answers.encode_event(answers.partial_event(order, event.index, data, event.at))
+                elif isinstance(event, Succeeded):
+                    yield await _completed(request, door, order, event)
+    finally:
+        if order.submission.previews:
+            detach(door.assets.delete_previews(order.submission.job_id))
 
 
 async def _completed(request: Request, door: Door, order: Order, done: Succeeded) -> bytes:

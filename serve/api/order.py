@@ -41,6 +41,10 @@ class Order:
     def request(self) -> ImageRequest:
         return self.submission.request
 
+    @property
+    def size(self) -> str:
+        return f"{self.request.width}x{self.request.height}"
+
 
 def resolve(door: Door, body: GenerationBody, unknown: list[str], raw: RawBytes | None) -> Order:
     """Raises InvalidRequest and its kinds."""

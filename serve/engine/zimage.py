@@ -41,9 +41,11 @@ class Block:
         attention, feed_forward = block.attention, block.feed_forward
         self.heads: int = attention.heads
         self.qkv = torch.cat([attention.to_q.weight, attention.to_k.weight, attention.to_v.weight])
+        del attention.to_q, attention.to_k, attention.to_v  # never two copies of more than one block
         self.out: Tensor = attention.to_out[0].weight
         self.norm_q, self.norm_k = attention.norm_q, attention.norm_k
         self.w13 = torch.cat([feed_forward.w1.weight, feed_forward.w3.weight])
+        del feed_forward.w1, feed_forward.w3
         self.w2: Tensor = feed_forward.w2.weight
         self.norms = [
             (norm.weight, norm.eps)

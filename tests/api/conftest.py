@@ -31,7 +31,7 @@ session_fixture = pytest_asyncio.fixture(scope="session", loop_scope="session")
 
 def pytest_collection_modifyitems(items):
     for item in items:
-        if "tests/api/" in item.path.as_posix():
+        if "tests/api/" in item.path.as_posix() and pytest_asyncio.is_async_test(item):
             item.add_marker(pytest.mark.asyncio(loop_scope="session"), append=False)
 
 
@@ -86,7 +86,10 @@ def in_process(app: FastAPI) -> httpx.AsyncClient:
 
 @asynccontextmanager
 async def served(app: FastAPI) -> AsyncIterator[str]:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    # asyncio sets TCP_NODELAY only where the socket names its protocol; without it every answer takes 40 ms more.
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
         serving = asyncio.create_task(server.serve([listener]))
         try:

@@ -190,7 +190,7 @@ async def test_waiting_is_bounded_and_the_job_cancelled(stuck, door, refused, fo
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_job_cancelled_by_another_is_not_tried_again(client, service, refused, stream):
     request = asyncio.create_task(client.post(URL, json=LONG | {"n": 1, "stream": stream}))
-    while (await service.status()).running == 0:  # noqa: ASYNC110
+    while (await service.status()).running == 0:
         await asyncio.sleep(0.01)
     [job_id] = [job.id for job in service._jobs.values() if not job.status.terminal]
     await service.cancel(job_id)

@@ -2,6 +2,7 @@ import asyncio
 
 import pytest
 
+from serve.api.app import create_app
 from serve.messages import Phase, ReplicaState
 
 
@@ -54,6 +55,14 @@ async def test_else_a_request_id_is_made(client, sent):
     made = [(await client.get("/healthz", headers=headers)).headers["X-Request-ID"] for _ in range(2)]
     assert made[0] != made[1]
     assert sent not in made
+
+
+async def test_behind_ray_serve_the_request_id_is_only_used(service, settings, door):
+    app = create_app(service, service.assets, service.prompts, settings, echo_request_id=False)
+    async with door(app) as client:
+        response = await client.get("/nope", headers={"X-Request-ID": "mine"})
+    assert "X-Request-ID" not in response.headers
+    assert response.json()["error"]["request_id"] == "mine"
 
 
 async def test_docs_show_the_routes(client):

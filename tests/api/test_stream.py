@@ -1,3 +1,4 @@
+import asyncio
 import json
 
 import openai as package
@@ -55,6 +56,17 @@ async def test_a_stream_may_ask_for_a_link_too(client, fox, picture):
     [(_, completed)] = events(response.text)
     linked = await client.get(completed["url"])
     assert picture(linked.content).tobytes() == picture(completed["b64_json"]).tobytes()
+
+
+async def test_previews_are_gone_when_the_stream_is(client, fox, settings):
+    response = await client.post(URL, json=fox | {"stream": True, "partial_images": 2})
+    assert len(events(response.text)) == 3
+    folder = settings.data / "assets" / "previews" / response.headers["X-Job-Id"]
+    for _ in range(100):
+        if not folder.exists():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError(f"{folder} is still there")
 
 
 async def test_a_stream_wins_over_accept(client, fox):

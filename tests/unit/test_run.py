@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -76,7 +77,7 @@ def test_leftovers_of_a_folder_are_ended_and_no_others(tmp_path: Path):
         subprocess.Popen(["tail", "-f", str(ours)], stdout=subprocess.DEVNULL),
     ]
     try:
-        assert running(tmp_path) == [processes[0].pid]
+        wait_until(lambda: running(tmp_path) == [processes[0].pid])
         assert end(tmp_path) == []
         assert [process.poll() for process in processes] == [-9, None, None]
     finally:
@@ -91,7 +92,7 @@ def test_leftovers_that_took_a_title_are_known_by_their_log(tmp_path: Path):
     with log.open("w") as output:
         process = subprocess.Popen(["ray::IDLE", "60"], executable="/bin/sleep", stdout=output)
     try:
-        assert running(tmp_path) == [process.pid]
+        wait_until(lambda: running(tmp_path) == [process.pid])
     finally:
         process.kill()
         process.wait()
@@ -109,7 +110,12 @@ def test_watch_ends_what_its_server_left(tmp_path: Path):
     )
     server = subprocess.run([sys.executable, "-c", code], check=False)
     assert server.returncode == -9
+    wait_until(lambda: running(tmp_path) == [])
+
+
+def wait_until(happened: Callable[[], bool]) -> None:
+    """A process that was just started has no arguments yet."""
     deadline = time.monotonic() + 10
-    while running(tmp_path):
+    while not happened():
         assert time.monotonic() < deadline
         time.sleep(0.05)

@@ -1,0 +1,46 @@
+"""docs/api.md names every route and error, and its examples work."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from serve.errors import ConfigError, ZImageError
+
+DOCS = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
+BODIES = re.findall(r"-d '(\{.*?\})'", DOCS)
+
+
+def codes(cls: type[ZImageError]) -> set[str]:
+    return {cls.code}.union(*map(codes, cls.__subclasses__()))
+
+
+def test_every_route_has_a_heading(app):
+    headings = set(re.findall(r"^## ([A-Z]+ /\S+)", DOCS, re.MULTILINE))
+    routes = {f"{method.upper()} {path}" for path, item in app.openapi()["paths"].items() for method in item}
+    assert {re.sub(r"\{\w+\}", "{id}", route) for route in routes} == headings
+
+
+def test_every_error_code_is_explained():
+    raised = codes(ZImageError) - codes(ConfigError) - {"unavailable"}
+    assert {code for code in raised if f"`{code}`" not in DOCS} == set()
+
+
+def test_every_field_is_explained(app):
+    operation = app.openapi()["paths"]["/v1/images/generations"]["post"]
+    fields = operation["requestBody"]["content"]["application/json"]["schema"]["properties"]
+    assert {field for field in fields if f"`{field}`" not in DOCS} == set()
+
+
+@pytest.mark.parametrize("body", BODIES)
+async def test_the_examples_work(client, body):
+    response = await client.post("/v1/images/generations", content=body)
+    assert response.status_code == (400 if "1024x1024" in body else 200)
+
+
+async def test_the_error_of_the_example_is_the_one_shown(client):
+    shown = json.loads(re.search(r'```json\n(\{\n  "error".*?\n\})\n```', DOCS, re.DOTALL)[1])["error"]
+    [body] = [body for body in BODIES if "1024x1024" in body]
+    answered = (await client.post("/v1/images/generations", content=body)).json()["error"]
+    assert answered | {"request_id": shown["request_id"]} == shown
