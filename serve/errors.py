@@ -85,6 +85,12 @@ class RangeNotSatisfiable(ZImageError):
     status, code, type = 416, "range_not_satisfiable", "invalid_request_error"
 
 
+class IdempotencyKeyReused(ZImageError):
+    """The same key was sent before with another body."""
+
+    status, code, type = 422, "idempotency_key_reused", "invalid_request_error"
+
+
 class LinkRefused(ZImageError):
     """A signed link that is missing its signature, was changed, or has expired."""
 

@@ -54,6 +54,9 @@ class Submission:
     priority: Priority = "interactive"
     deadline_ms: int | None = None
     previews: int = 0
+    idempotency_key: str | None = None
+    body_sha256: str | None = None
+    parent_id: str | None = None
 
 
 class JobStatus(StrEnum):
@@ -282,3 +285,43 @@ class ServiceStatus:
     text_encoders: int
     eta_seconds: float | None
     uptime_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobView:
+    """A job as its owner sees it at one moment; times are Unix seconds.
+
+    `seq` is that of its newest event: watching from there misses nothing. Position, length and eta only while queued.
+    """
+
+    id: str
+    user: str
+    status: JobStatus
+    seq: int
+    request: ImageRequest
+    priority: Priority
+    deadline_ms: int | None
+    attempt: int
+    created_at: float
+    started_at: float | None = None
+    completed_at: float | None = None
+    step: int = 0
+    steps: int = 0
+    position: int | None = None
+    length: int | None = None
+    eta_seconds: float | None = None
+    images: tuple[StoredImage, ...] = ()
+    timings: Timings | None = None
+    error: ErrorInfo | None = None
+    parent_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobQuery:
+    """Newest first, strictly older than job `before`; `text` is looked for in prompts, without case."""
+
+    user: str | None = None
+    statuses: frozenset[JobStatus] = frozenset()
+    text: str = ""
+    before: str | None = None
+    limit: int = 20

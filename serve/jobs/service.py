@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Protocol
 
-from serve.messages import Event, ServiceStatus, Submission
+from serve.messages import Event, JobQuery, JobView, ServiceStatus, Submission
 
 
 class ImageService(Protocol):
-    async def submit(self, submission: Submission) -> None:
-        """Takes a job into the queue; submitting the same `job_id` again changes nothing.
+    async def submit(self, submission: Submission) -> str:
+        """Takes a job into the queue, stored before this returns; submitting the same `job_id` again changes nothing.
 
-        Raises NotReady, QueueFull (with `retry_after`) or DeadlineInfeasible.
+        Returns the job's id: that of an earlier job where user and idempotency key are the same. Raises NotReady,
+        QueueFull (with `retry_after`), DeadlineInfeasible, or IdempotencyKeyReused for the same key with another body.
         """
 
     def watch(self, job_id: str, after: int = 0) -> AsyncIterator[Event]:
@@ -20,5 +21,14 @@ class ImageService(Protocol):
 
     async def cancel(self, job_id: str) -> None:
         """Drops a queued job at once, stops a running one at its next step; nothing when terminal. Raises NotFound."""
+
+    async def get(self, job_id: str) -> JobView:
+        """Raises NotFound."""
+
+    async def find(self, query: JobQuery) -> list[JobView]:
+        """At most `query.limit` jobs, newest first."""
+
+    async def delete(self, job_id: str) -> JobView:
+        """Cancels it where needed and drops the record; returns what it was. Raises NotFound."""
 
     async def status(self) -> ServiceStatus: ...
