@@ -5,7 +5,7 @@ PORT ?=
 DATA ?=
 PYTEST_ARGS ?=
 PIP_ARGS ?=
-APT_PACKAGES :=
+APT_PACKAGES := postgresql
 
 VENV := .venv
 BIN := $(VENV)/bin

@@ -9,7 +9,8 @@ from ray.serve.handle import DeploymentHandle
 from deployments.remote import RemoteBackend
 from serve.jobs.dispatcher import Dispatcher as Jobs
 from serve.jobs.outbox import Outbox
-from serve.messages import Event, ReplicaState, ServiceStatus, Submission, TaskReport
+from serve.jobs.store import store_of
+from serve.messages import Event, JobQuery, JobView, ReplicaState, ServiceStatus, Submission, TaskReport
 from serve.settings import Settings
 
 POLL_S = 2.0  # short enough not to hold up a shutdown
@@ -17,19 +18,22 @@ POLL_S = 2.0  # short enough not to hold up a shutdown
 
 class Dispatcher:
     async def __init__(self, settings: Settings, text_encoder: DeploymentHandle, denoiser: DeploymentHandle) -> None:  # type: ignore[misc]  # Ray Serve awaits it
-        self._jobs = Jobs(settings, RemoteBackend(text_encoder, denoiser))
-        self._jobs.open()
+        self._jobs = Jobs(settings, RemoteBackend(text_encoder, denoiser), store_of(settings))
+        await self._jobs.open()
         self._epoch = secrets.token_hex(8)
         self._outboxes: dict[str, Outbox] = {}
 
     # --- from Gateways
 
-    async def submit(self, submission: Submission, gateway_id: str) -> None:
-        await self._jobs.submit(submission)
-        await self.watch(submission.job_id, gateway_id)
+    async def submit(self, submission: Submission, gateway_id: str) -> str:
+        """The Gateway watches the job from the start, unless it is an earlier one."""
+        job_id = await self._jobs.submit(submission)
+        if job_id == submission.job_id:
+            await self.watch(job_id, gateway_id)
+        return job_id
 
     async def watch(self, job_id: str, gateway_id: str) -> None:
-        self._jobs.listen(job_id, self._outbox(gateway_id).put, after=0)
+        await self._jobs.listen(job_id, self._outbox(gateway_id).put, after=0)
 
     async def poll(self, gateway_id: str, acknowledged: int) -> tuple[str, int, list[Event]]:
         """A long poll: the Dispatcher's epoch, the new cursor, and the events since the acknowledged one."""
@@ -39,8 +43,23 @@ class Dispatcher:
     async def cancel(self, job_id: str) -> None:
         await self._jobs.cancel(job_id)
 
+    async def get(self, job_id: str) -> JobView:
+        return await self._jobs.get(job_id)
+
+    async def find(self, query: JobQuery) -> list[JobView]:
+        return await self._jobs.find(query)
+
+    async def delete(self, job_id: str) -> JobView:
+        return await self._jobs.delete(job_id)
+
     async def status(self) -> ServiceStatus:
         return await self._jobs.status()
+
+    # --- from Ray Serve
+
+    async def check_health(self) -> None:
+        """One that lost the store to another Dispatcher is replaced."""
+        await self._jobs.check()
 
     # --- from GPU replicas
 

@@ -18,12 +18,14 @@ from ray.exceptions import RayActorError, RayError, RayTaskError, TaskCancelledE
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
-from serve.errors import NotFound, Unavailable, ZImageError
+from serve.errors import NotFound, StaleWriter, Unavailable, ZImageError
 from serve.jobs.fleet import ReplicaGone
 from serve.messages import (
     Event,
     Generated,
     ImageRequest,
+    JobQuery,
+    JobView,
     ReplicaState,
     ServiceStatus,
     Submission,
@@ -108,13 +110,19 @@ class RemoteDispatcher:
 
 @dataclass(slots=True)
 class _Mailbox:
-    """What one job has sent to this Gateway; its submission is kept so that it can be submitted again."""
+    """What one job has sent to this Gateway."""
 
-    submission: Submission | None
     queues: set[asyncio.Queue[Event | ZImageError]] = field(default_factory=set)
     log: list[Event] = field(default_factory=list)
 
+    @property
+    def ended(self) -> bool:
+        return bool(self.log) and isinstance(self.log[-1], Terminal)
+
     def put(self, event: Event) -> None:
+        """News twice told, after the Dispatcher was replaced, are one."""
+        if self.log and event.seq <= self.log[-1].seq:
+            return
         self.log.append(event)
         for mail in self.queues:
             mail.put_nowait(event)
@@ -139,14 +147,16 @@ class RemoteService:
         if self._link is not None:
             self._link.cancel()
 
-    async def submit(self, submission: Submission) -> None:
-        mailbox = _Mailbox(submission)
-        self._mailboxes[submission.job_id] = mailbox
+    async def submit(self, submission: Submission) -> str:
+        self._mailboxes[submission.job_id] = _Mailbox()
+        job_id: str | None = None
         try:
-            await self._call(lambda: self._dispatcher.submit.remote(submission, self._gateway_id))
-        except ZImageError:
-            self._mailboxes.pop(submission.job_id, None)
-            raise
+            job_id = await self._call(lambda: self._dispatcher.submit.remote(submission, self._gateway_id))
+        finally:
+            if job_id != submission.job_id:
+                self._mailboxes.pop(submission.job_id, None)
+        assert job_id is not None
+        return job_id
 
     async def watch(self, job_id: str, after: int = 0) -> AsyncIterator[Event]:
         mail: asyncio.Queue[Event | ZImageError] = asyncio.Queue()
@@ -156,7 +166,7 @@ class RemoteService:
                 mail.put_nowait(event)
         mailbox.queues.add(mail)
         try:
-            while True:
+            while not (mailbox.ended and mail.empty()):
                 item = await mail.get()
                 if isinstance(item, ZImageError):
                     raise item
@@ -165,22 +175,36 @@ class RemoteService:
                     return
         finally:
             mailbox.queues.discard(mail)
-            if not mailbox.queues:
-                self._mailboxes.pop(job_id, None)
+            if not mailbox.queues and self._mailboxes.get(job_id) is mailbox:
+                del self._mailboxes[job_id]
 
     async def cancel(self, job_id: str) -> None:
         await self._call(lambda: self._dispatcher.cancel.remote(job_id))
+
+    async def get(self, job_id: str) -> JobView:
+        view: JobView = await self._call(lambda: self._dispatcher.get.remote(job_id))
+        return view
+
+    async def find(self, query: JobQuery) -> list[JobView]:
+        views: list[JobView] = await self._call(lambda: self._dispatcher.find.remote(query))
+        return views
+
+    async def delete(self, job_id: str) -> JobView:
+        view: JobView = await self._call(lambda: self._dispatcher.delete.remote(job_id))
+        return view
 
     async def status(self) -> ServiceStatus:
         status: ServiceStatus = await self._call(self._dispatcher.status.remote)
         return status
 
     async def _subscribe(self, job_id: str) -> _Mailbox:
-        mailbox = self._mailboxes[job_id] = _Mailbox(None)
+        mailbox = self._mailboxes[job_id] = _Mailbox()
         try:
             await self._call(lambda: self._dispatcher.watch.remote(job_id, self._gateway_id))
-        except ZImageError:
+        except ZImageError as error:
             self._mailboxes.pop(job_id, None)
+            for mail in mailbox.queues:  # of those who came meanwhile
+                mail.put_nowait(error)
             raise
         return mailbox
 
@@ -194,7 +218,7 @@ class RemoteService:
         while True:
             try:
                 return await _outcome(send())
-            except RayActorError:
+            except (RayActorError, StaleWriter):
                 if asyncio.get_running_loop().time() > give_up:
                     raise Unavailable("the queue is not answering", hint="try again", retry_after=5) from None
                 await asyncio.sleep(RETRY_EVERY_S)
@@ -211,26 +235,27 @@ class RemoteService:
             if epoch != self._epoch:
                 await self._rejoin(epoch)
             for event in events:
-                if event.job_id in self._mailboxes:
-                    self._mailboxes[event.job_id].put(event)
+                self._deliver(event)
+
+    def _deliver(self, event: Event) -> None:
+        mailbox = self._mailboxes.get(event.job_id)
+        if mailbox is not None:
+            mailbox.put(event)
+            if mailbox.ended and not mailbox.queues:  # who asks for it later is told by the Dispatcher
+                del self._mailboxes[event.job_id]
 
     async def _rejoin(self, epoch: str) -> None:
-        """A new Dispatcher knows nothing of this Gateway's watchers: everything is submitted and watched again."""
+        """A new Dispatcher knows all jobs, but nothing of this Gateway's watchers."""
         before, self._epoch = self._epoch, epoch
         if not before:
             return
         log.warning("the dispatcher was replaced", jobs=len(self._mailboxes))
         for job_id, mailbox in list(self._mailboxes.items()):
-            detached(self._resubmit(job_id, mailbox))
+            detached(self._watch_again(job_id, mailbox))
 
-    async def _resubmit(self, job_id: str, mailbox: _Mailbox) -> None:
-        mailbox.log.clear()
-        submission = mailbox.submission
+    async def _watch_again(self, job_id: str, mailbox: _Mailbox) -> None:
         try:
-            if submission is None:
-                await self._insist(lambda: self._dispatcher.watch.remote(job_id, self._gateway_id))
-            else:
-                await self._insist(lambda: self._dispatcher.submit.remote(submission, self._gateway_id))
+            await self._insist(lambda: self._dispatcher.watch.remote(job_id, self._gateway_id))
         except (NotFound, Unavailable) as error:
             for mail in mailbox.queues:
                 mail.put_nowait(error)

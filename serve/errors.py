@@ -117,6 +117,12 @@ class DeadlineExceeded(Unavailable):
     code = "deadline_exceeded"
 
 
+class StaleWriter(Unavailable):
+    """Another Dispatcher has taken over the job store: this one writes no more, and is replaced."""
+
+    code = "stale_writer"
+
+
 class RequestTimeout(Unavailable):
     code = "request_timeout"
 

@@ -18,6 +18,7 @@ from serve.engine.generator import Generator
 from serve.engine.open import Placement, open_engine, open_text_encoder
 from serve.engine.text import Embedding, TextEncoder
 from serve.jobs.dispatcher import Dispatcher
+from serve.jobs.store import store_of
 from serve.messages import Generated, ImageRequest, Phase, ReplicaState, Task
 from serve.settings import Settings
 from serve.tokens import PromptTokens
@@ -30,7 +31,7 @@ class LocalService(Dispatcher):
     """ImageService over engines in this process, with the store and the tokenizer that the API needs."""
 
     def __init__(self, settings: Settings, backend: LocalBackend, assets: LocalAssets, folder: Path) -> None:
-        super().__init__(settings, backend)
+        super().__init__(settings, backend, store_of(settings))
         self.assets = assets
         self.prompts = PromptTokens(folder / "tokenizer")
 
@@ -67,7 +68,7 @@ async def open_service(settings: Settings) -> AsyncIterator[LocalService]:
         backend, engine = await asyncio.to_thread(_load, settings, folder, assets, texts, files)
         service = LocalService(settings, backend, assets, folder)
         backend.service = service
-        service.open()
+        await service.open()
         _beat(service, settings, engine)
         beats = asyncio.create_task(_keep_beating(service, settings, engine))
         try:

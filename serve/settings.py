@@ -64,7 +64,11 @@ class Settings(_Section):
     model: str = Field(EMBEDDED, min_length=1, description="'embedded', a folder, or a hub id")
     served_model_name: str = Field("z-image-turbo", pattern=r"^[A-Za-z0-9._-]{1,64}$")
     model_aliases: tuple[str, ...] = ("gpt-image-1", "gpt-image-1-mini", "gpt-image-1.5", "dall-e-3", "dall-e-2")
-    data: Path = Field(Path("data"), description="assets and the link secret")
+    data: Path = Field(Path("data"), description="assets, jobs and the link secret")
+    database: str | None = Field(
+        None, pattern=r"^postgresql\+psycopg://", description="of jobs; default: SQLite in `data`"
+    )
+    jobs_ttl_s: int = Field(30 * 24 * 3600, ge=1, description="ended jobs are forgotten after this long")
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     threads: int = Field(1, ge=1, le=256, description="CPU threads of one GPU replica's tensor work")

@@ -15,7 +15,12 @@ MAX_IGNORED_CHARACTERS = 512
 
 def headers(order: Order) -> dict[str, str]:
     known = {"X-Job-Id": order.submission.job_id, "X-Seed": str(order.request.seed), "X-Cache": "miss"}
-    return known | {"X-Ignored-Parameters": _header_list(order.ignored)} if order.ignored else known
+    return known | ignored_and_replayed(order.ignored, order.replayed)
+
+
+def ignored_and_replayed(ignored: tuple[str, ...], replayed: bool) -> dict[str, str]:
+    headers = {"X-Ignored-Parameters": _header_list(ignored)} if ignored else {}
+    return headers | {"Idempotency-Replayed": "true"} if replayed else headers
 
 
 def image_json(order: Order, image: StoredImage, picture: dict[str, str]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import time
 from fastapi import FastAPI
 
 from serve.api import assets as pictures
-from serve.api import errors, openai, ops
+from serve.api import errors, events, jobs, openai, ops, ws
 from serve.api.deps import Door
 from serve.api.docs import DocumentedApp
 from serve.api.envelope import Envelope
@@ -36,7 +36,7 @@ def create_app(
         settings=settings,
         opened_at=int(time.time()),
     )
-    for concern in (openai, pictures, ops):
+    for concern in (openai, jobs, events, ws, pictures, ops):
         app.include_router(concern.router)
     errors.install(app)
     app.add_middleware(Envelope, echo=echo_request_id)

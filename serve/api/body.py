@@ -16,7 +16,20 @@ _HINT = "send one JSON object, encoded in UTF-8"
 
 async def read_object(request: Request, limits: LimitSettings) -> dict[str, Any]:
     """Whatever its Content-Type says. Raises BodyTooLarge or InvalidRequest."""
-    value = _parse(await _read(request, limits.body_bytes), limits.json_depth)
+    return parse_object(await _read(request, limits.body_bytes), limits)
+
+
+async def read_object_if_any(request: Request, limits: LimitSettings) -> dict[str, Any]:
+    """No body at all is an empty object."""
+    data = await _read(request, limits.body_bytes)
+    return parse_object(data, limits) if data else {}
+
+
+def parse_object(data: bytes, limits: LimitSettings) -> dict[str, Any]:
+    """Raises BodyTooLarge or InvalidRequest."""
+    if len(data) > limits.body_bytes:
+        raise _too_large(limits.body_bytes)
+    value = _parse(data, limits.json_depth)
     if not isinstance(value, dict):
         raise InvalidRequest(f"the body is a JSON {_kind(value)}, not an object", hint=_HINT)
     _check_depth(value, limits.json_depth)

@@ -8,6 +8,7 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 
 from serve.api.generation import GenerationBody
+from serve.api.job_body import JobBody
 
 
 class FragmentBody(BaseModel):
@@ -38,6 +39,7 @@ _ERRORS = {
     404: "no such thing",
     413: "the body is too large",
     416: "the range is outside the picture",
+    422: "the `Idempotency-Key` was sent before with another body",
     500: "our fault",
     503: "not ready, queue full, deadline, or timed out: `Retry-After` says when to try again",
     507: "the asset store is full",
@@ -60,16 +62,58 @@ def _generated() -> dict[str, Any]:
     return images | {"content": json | images["content"]}
 
 
+def _body(schema: dict[str, Any], required: bool = True) -> dict[str, Any]:
+    return {"requestBody": {"required": required, "content": {"application/json": {"schema": schema}}}}
+
+
+def _overrides() -> dict[str, Any]:
+    schema = JobBody.model_json_schema()
+    return {key: value for key, value in schema.items() if key != "required"} | {"title": "ImageJobOverrides"}
+
+
+def _json(description: str) -> dict[str, Any]:
+    return {"description": description, "content": {"application/json": {"schema": {"type": "object"}}}}
+
+
+_TAKEN = {200: _json("the job, ended within `Prefer: wait`, or replayed"), 202: _json("the job, with its `Location`")}
+
 GENERATION: dict[str, Any] = {
     "summary": "Draw pictures from a prompt",
-    "openapi_extra": {
-        "requestBody": {
-            "required": True,
-            "content": {"application/json": {"schema": GenerationBody.model_json_schema()}},
-        }
-    },
-    "responses": {200: _generated(), **_errors(400, 404, 413, 500, 503, 507)},
+    "openapi_extra": _body(GenerationBody.model_json_schema()),
+    "responses": {200: _generated(), **_errors(400, 404, 413, 422, 500, 503, 507)},
 }
+CREATE_JOB: dict[str, Any] = {
+    "summary": "Have pictures drawn, without waiting",
+    "status_code": 202,
+    "openapi_extra": _body(JobBody.model_json_schema()),
+    "responses": _TAKEN | _errors(400, 404, 413, 422, 500, 503, 507),
+}
+RERUN_JOB: dict[str, Any] = {
+    "summary": "Draw a job's pictures again, with changes",
+    "status_code": 202,
+    "openapi_extra": _body(_overrides(), required=False),
+    "responses": _TAKEN | _errors(400, 404, 413, 422, 500, 503, 507),
+}
+LIST_JOBS: dict[str, Any] = {"summary": "Your jobs, newest first", "responses": _errors(400, 500, 503)}
+GET_JOB: dict[str, Any] = {"summary": "One job, at once or when it ends", "responses": _errors(400, 404, 500, 503)}
+CANCEL_JOB: dict[str, Any] = {
+    "summary": "Stop a job",
+    "responses": {202: _json("it runs and stops at its next step"), **_errors(404, 500, 503)},
+}
+DELETE_JOB: dict[str, Any] = {
+    "summary": "Stop a job and drop its record and pictures",
+    "status_code": 204,
+    "responses": _errors(404, 500, 503),
+}
+JOB_EVENTS: dict[str, Any] = {
+    "summary": "A job's events until it ends",
+    "responses": {
+        200: {"description": "server-sent events", "content": {"text/event-stream": {"schema": {"type": "string"}}}},
+        204: {"description": "the job has ended and you have seen its end"},
+        **_errors(400, 404, 500, 503),
+    },
+}
+QUEUE: dict[str, Any] = {"summary": "The queue, and your jobs in it", "responses": _errors(500, 503)}
 MODELS: dict[str, Any] = {"summary": "The models there are", "responses": _errors(500)}
 MODEL: dict[str, Any] = {"summary": "One model", "responses": _errors(404, 500)}
 ASSET: dict[str, Any] = {
@@ -84,13 +128,14 @@ ASSET: dict[str, Any] = {
 
 
 class DocumentedApp(FastAPI):
-    """FastAPI documents a 422 on every route with parameters; this service never answers one."""
+    """FastAPI documents its own 422 on every route with parameters; this service never answers that one."""
 
     def openapi(self) -> dict[str, Any]:
         schema = super().openapi()
         for path in schema["paths"].values():
             for operation in path.values():
-                operation["responses"].pop("422", None)
+                if "HTTPValidationError" in str(operation["responses"].get("422")):
+                    del operation["responses"]["422"]
         for name in ("HTTPValidationError", "ValidationError"):
             schema.get("components", {}).get("schemas", {}).pop(name, None)
         return schema

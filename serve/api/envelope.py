@@ -27,15 +27,18 @@ class Envelope:
         self._echo = echo
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
         request_id = _request_id(headers.get("x-request-id"))
         scope.setdefault("state", {})["request_id"] = request_id
-        sender = _Sender(send, request_id if self._echo else None, scope["method"] == "HEAD")
         traced = {"traceparent": headers["traceparent"][:128]} if "traceparent" in headers else {}
         with structlog.contextvars.bound_contextvars(request_id=request_id, **traced):
+            if scope["type"] == "websocket":
+                await self._app(scope, receive, send)
+                return
+            sender = _Sender(send, request_id if self._echo else None, scope["method"] == "HEAD")
             await self._call(_as_get(scope) if sender.bodyless else scope, receive, sender)
 
     async def _call(self, scope: Scope, receive: Receive, sender: _Sender) -> None:
@@ -73,6 +76,6 @@ def _request_id(sent: str | None) -> str:
 
 
 def _as_get(scope: Scope) -> Scope:
-    """Range has no meaning for HEAD (RFC 9110, 14.2)."""
+    """Range has no meaning for HEAD (RFC 9110, 14.2); a stream is told, lest it runs for nobody."""
     headers = [(name, value) for name, value in scope["headers"] if name != b"range"]
-    return {**scope, "method": "GET", "headers": headers}
+    return {**scope, "method": "GET", "headers": headers, "state": scope["state"] | {"bodyless": True}}

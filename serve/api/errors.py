@@ -11,12 +11,16 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.requests import HTTPConnection
+from starlette.routing import Match
 
 from serve.api.accept import PROBLEM, wants_problem
 from serve.errors import InvalidRequest, JobCanceled, MethodNotAllowed, NotFound, ZImageError
 from serve.messages import ErrorInfo
 
 RETRY_AFTER_S = 1
+
+_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 
 _log = structlog.get_logger(__name__)
 
@@ -35,13 +39,13 @@ def error_response(request: Request, error: Exception) -> Response:
     shown = _shown(request, error)
     headers = _headers(shown)
     if isinstance(error, HTTPException):
-        headers |= _allowed(error)
+        headers |= _allowed(request, error)
     if not wants_problem(request.headers.get("accept", "")):
         return JSONResponse({"error": error_body(request, shown)}, shown.status, headers)
     return JSONResponse(_problem(request, shown), shown.status, headers, media_type=PROBLEM)
 
 
-def error_body(request: Request, error: Exception) -> dict[str, Any]:
+def error_body(request: HTTPConnection, error: Exception) -> dict[str, Any]:
     """OpenAI's four keys, always, and ours; `fragment` only where a part of a prompt is at fault."""
     error = _shown(request, error)
     body = {
@@ -62,19 +66,26 @@ def from_info(info: ErrorInfo) -> ZImageError:
     return error
 
 
-def _shown(request: Request, error: Exception) -> ZImageError:
+def _shown(request: HTTPConnection, error: Exception) -> ZImageError:
     if isinstance(error, ZImageError):
         return error
     if isinstance(error, RequestValidationError):
-        first = error.errors()[0]
-        return InvalidRequest(str(first["msg"]), param=str(first["loc"][-1]))
+        return _from_validation(error)
     if isinstance(error, HTTPException):
         return _from_http(request, error)
     _log.error("unexpected error", exc_info=error)
     return ZImageError("internal error", hint="try again; if it stays, give the operator the request_id")
 
 
-def _from_http(request: Request, error: HTTPException) -> ZImageError:
+def _from_validation(error: RequestValidationError) -> InvalidRequest:
+    """A parameter of the path or the query; bodies are read by hand."""
+    first = error.errors()[0]
+    param = str(first["loc"][1])
+    wrong = str(first["msg"]).removeprefix("Input ")
+    return InvalidRequest(f"{param} {wrong}, got {str(first['input'])[:64]!r}", param=param, hint="see /docs")
+
+
+def _from_http(request: HTTPConnection, error: HTTPException) -> ZImageError:
     route = "{method} {path:.200}".format_map(request.scope)
     if error.status_code == HTTPStatus.NOT_FOUND:
         return NotFound(f"no route {route}", hint="see /docs for the routes there are")
@@ -94,12 +105,16 @@ def _headers(error: ZImageError) -> dict[str, str]:
     return headers
 
 
-def _allowed(error: HTTPException) -> dict[str, str]:
-    """Whatever answers GET answers HEAD."""
-    methods = (error.headers or {}).get("Allow")
-    if methods is None:
+def _allowed(request: Request, error: HTTPException) -> dict[str, str]:
+    """The methods of all routes of the path: the error itself names those of one. What answers GET answers HEAD."""
+    if "Allow" not in (error.headers or {}):
         return {}
-    return {"Allow": "GET, HEAD" if methods == "GET" else methods}
+    return {"Allow": ", ".join(method for method in _METHODS if _answers(request, method))}
+
+
+def _answers(request: Request, method: str) -> bool:
+    scope = {**request.scope, "method": "GET" if method == "HEAD" else method}
+    return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
 
 
 def _problem(request: Request, error: ZImageError) -> dict[str, Any]:

@@ -1,9 +1,9 @@
-"""The body of `POST /v1/images/generations`: types and fixed bounds; order.py checks what depends on settings."""
+"""What a body may say of a picture: types and fixed bounds; order.py checks what depends on settings."""
 
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -16,15 +16,19 @@ DAY_MS = 86_400_000
 Quality = Literal["low", "medium", "high", "xhigh", "max"]
 
 
-class GenerationBody(BaseModel):
-    """Every field but `prompt` may be left out or null."""
+class Body(BaseModel):
+    """A field's description is also the hint of its error."""
 
-    # A field's description is also the hint of its error.
-    model_config = ConfigDict(
-        strict=True,
-        title="ImageGeneration",
-        json_schema_extra={"example": {"prompt": "a red fox on a yellow background", "seed": 1}},
-    )
+    model_config = ConfigDict(strict=True)
+
+
+Parsed = TypeVar("Parsed", bound=Body)
+
+
+class ImageBody(Body):
+    """What every way to ask for pictures has in common. Every field but `prompt` may be left out or null."""
+
+    model_config = ConfigDict(json_schema_extra={"example": {"prompt": "a red fox on a yellow background", "seed": 1}})
 
     prompt: str = Field(description="what the picture shows: a non-blank string")
     model: str | None = Field(None, description="a model of GET /v1/models; left out: the served one")
@@ -42,11 +46,6 @@ class GenerationBody(BaseModel):
         None, description="quality of jpeg and webp, 0 to 100"
     )
     background: Literal["auto", "opaque", "transparent"] | None = Field(None, description='"auto" or "opaque"')
-    response_format: Literal["b64_json", "url"] | None = Field(None, description='"b64_json" (default) or "url"')
-    stream: bool | None = Field(None, description="answer with server-sent events; n must be 1")
-    partial_images: Annotated[int, Field(ge=0, le=3)] | None = Field(
-        None, description="number of previews in a stream, 0 to 3"
-    )
     user: str | None = Field(None, description="accepted, without effect")
     safety_identifier: str | None = Field(None, description="accepted, without effect")
     moderation: str | None = Field(None, description="accepted, without effect")
@@ -66,7 +65,7 @@ class GenerationBody(BaseModel):
     )
     preset: str | None = Field(None, description="leave it out: this service has no presets")
     style_preset: str | None = Field(None, description="leave it out: this service has no presets")
-    priority: Priority | None = Field(None, description='"interactive" (default), "standard" or "batch"')
+    priority: Priority | None = Field(None, description='"interactive", "standard" or "batch"')
     deadline_ms: Annotated[int, Field(ge=1, le=DAY_MS)] | None = Field(
         None, description="milliseconds after which the picture is not wanted any more, up to a day"
     )
@@ -76,18 +75,30 @@ class GenerationBody(BaseModel):
     cache: Literal["auto", "skip"] | None = Field(None, description='"auto" (default) or "skip"')
 
 
-def parse(body: dict[str, Any]) -> tuple[GenerationBody, list[str]]:
+class GenerationBody(ImageBody):
+    """The body of `POST /v1/images/generations`."""
+
+    model_config = ConfigDict(title="ImageGeneration")
+
+    response_format: Literal["b64_json", "url"] | None = Field(None, description='"b64_json" (default) or "url"')
+    stream: bool | None = Field(None, description="answer with server-sent events; n must be 1")
+    partial_images: Annotated[int, Field(ge=0, le=3)] | None = Field(
+        None, description="number of previews in a stream, 0 to 3"
+    )
+
+
+def parse(kind: type[Parsed], body: dict[str, Any]) -> tuple[Parsed, list[str]]:
     """The fields that are known, and the names of those that are not. Raises InvalidRequest for the first bad one."""
     try:
-        return GenerationBody.model_validate(body), [name for name in body if name not in GenerationBody.model_fields]
+        return kind.model_validate(body), [name for name in body if name not in kind.model_fields]
     except ValidationError as error:
-        raise _first_error(error) from error
+        raise _first_error(kind, error) from error
 
 
-def _first_error(error: ValidationError) -> InvalidRequest:
+def _first_error(kind: type[Body], error: ValidationError) -> InvalidRequest:
     first = error.errors(include_url=False)[0]
     param = str(first["loc"][0])
-    hint = GenerationBody.model_fields[param].description
+    hint = kind.model_fields[param].description
     if first["type"] == "missing":
         return InvalidRequest(f"{param} is required", param=param, hint=hint)
     wrong = first["msg"].removeprefix("Input ")

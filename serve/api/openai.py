@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 import structlog
@@ -20,12 +21,13 @@ from serve.api.deps import Door, TheDoor
 from serve.api.disconnect import detach, unless_gone
 from serve.api.docs import GENERATION, MODEL, MODELS
 from serve.api.errors import error_body
-from serve.api.follow import follow
-from serve.api.generation import parse
+from serve.api.follow import follow, follow_submitted, submitted
+from serve.api.generation import GenerationBody, parse
+from serve.api.idempotency import keyed
 from serve.api.order import Order, resolve
 from serve.api.sse import EventStream
 from serve.errors import ZImageError
-from serve.messages import Preview, StoredImage, Succeeded
+from serve.messages import Event, Preview, StoredImage, Succeeded
 
 router = APIRouter(prefix="/v1", tags=["OpenAI"])
 
@@ -34,12 +36,15 @@ _log = structlog.get_logger(__name__)
 
 @router.post("/images/generations", **GENERATION)
 async def generate(request: Request, door: TheDoor) -> Response:
-    body, unknown = parse(await read_object(request, door.settings.limits))
+    body, unknown = parse(GenerationBody, await read_object(request, door.settings.limits))
     order = resolve(door, body, unknown, preferred_image(request.headers.get("accept", "")))
+    order = replace(order, submission=keyed(order.submission, request.headers, order.seed))
     await door.assets.check_room()
     _log.info(
         "generation", job_id=order.submission.job_id, size=order.size, steps=order.request.steps, n=order.request.n
     )
+    if order.submission.idempotency_key is not None:
+        order = await _submitted(door, order)
     if order.stream:
         return await _stream(request, door, order)
     done = await unless_gone(request.receive, _finished(door, order))
@@ -63,8 +68,26 @@ def _model(door: Door, name: str) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": door.opened_at, "owned_by": "zimage-serve", "root": root}
 
 
+async def _submitted(door: Door, order: Order) -> Order:
+    """With the id and the seed of the job that the key stands for."""
+    job_id = await submitted(door.service, order.submission)
+    if job_id == order.submission.job_id:
+        return order
+    view = await door.service.get(job_id)
+    submission = replace(order.submission, job_id=job_id, request=view.request)
+    return replace(order, submission=submission, replayed=True)
+
+
+def _events(door: Door, order: Order) -> AsyncGenerator[Event, None]:
+    """A job with a key outlives its client, whose second try then finds it."""
+    timeout_s = door.settings.timeouts.request_s
+    if order.submission.idempotency_key is not None:
+        return follow_submitted(door.service, order.submission.job_id, timeout_s)
+    return follow(door.service, order.submission, timeout_s)
+
+
 async def _finished(door: Door, order: Order) -> Succeeded:
-    async with aclosing(follow(door.service, order.submission, door.settings.timeouts.request_s)) as events:
+    async with aclosing(_events(door, order)) as events:
         async for event in events:
             if isinstance(event, Succeeded):
                 return event
@@ -86,7 +109,8 @@ async def _json(request: Request, door: Door, order: Order, done: Succeeded) -> 
 
 async def _image(request: Request, door: Door, order: Order, image: StoredImage) -> dict[str, Any]:
     if order.links:
-        return answers.image_json(order, image, {"url": door.asset_url(request, image.asset_id, time.time())})
+        url = door.asset_url(door.base_url(request), image.asset_id, time.time())
+        return answers.image_json(order, image, {"url": url})
     data = (await door.assets.read(image.asset_id)).data
     return answers.image_json(order, image, {"b64_json": answers.b64(data)})
 
@@ -99,9 +123,9 @@ async def _stream(request: Request, door: Door, order: Order) -> Response:
 
 
 async def _chunks(request: Request, door: Door, order: Order) -> AsyncGenerator[bytes, None]:
-    """Previews are for this stream alone: they go when it ends."""
+    """Previews are for this stream alone and go when it ends, unless a key lets others have them."""
     try:
-        async with aclosing(follow(door.service, order.submission, door.settings.timeouts.request_s)) as events:
+        async with aclosing(_events(door, order)) as events:
             async for event in events:
                 if isinstance(event, Preview):
                     data = await door.assets.read_preview(event.key)
@@ -110,7 +134,7 @@ async def _chunks(request: Request, door: Door, order: Order) -> AsyncGenerator[
                 elif isinstance(event, Succeeded):
                     yield await _completed(request, door, order, event)
     finally:
-        if order.submission.previews:
+        if order.submission.previews and order.submission.idempotency_key is None:
             detach(door.assets.delete_previews(order.submission.job_id))
 
 

@@ -1,4 +1,4 @@
-"""A generation body resolved against the settings: what is drawn, and how it is answered."""
+"""A body resolved against the settings: what is drawn, and how it is answered."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ulid import ULID
 from serve.api import checks
 from serve.api.accept import RawBytes
 from serve.api.deps import Door
-from serve.api.generation import GenerationBody, Quality
+from serve.api.generation import GenerationBody, ImageBody, Quality
 from serve.errors import InvalidRequest
 from serve.messages import ImageFormat, ImageRequest, Submission
 from serve.settings import Settings
@@ -26,16 +26,28 @@ _NAMED: dict[str | None, Quality] = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Resolved:
+    """Tokens are counted as the text encoder reads them; `ignored` names fields without effect."""
+
+    request: ImageRequest
+    prompt_tokens: int
+    negative_tokens: int
+    ignored: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
-    """`input_tokens` counts what the text encoder reads; `ignored` names fields without effect."""
+    """One synchronous call. `seed` is the one asked for; `replayed` says that its job was there before."""
 
     submission: Submission
+    seed: int | None
     quality: Quality
     links: bool
     stream: bool
     raw: bool
     input_tokens: int
     ignored: tuple[str, ...]
+    replayed: bool = False
 
     @property
     def request(self) -> ImageRequest:
@@ -50,36 +62,51 @@ def resolve(door: Door, body: GenerationBody, unknown: list[str], raw: RawBytes 
     """Raises InvalidRequest and its kinds."""
     if body.stream:
         raw = None
-    _refuse_unsupported(body)
-    request = _request(body, door.settings, raw)
-    checks.not_blank("prompt", body.prompt)
-    prompt_tokens = checks.text("prompt", body.prompt, door.settings.limits, door.prompts)
-    negative = body.negative_prompt or ""
-    negative_tokens = checks.text("negative_prompt", negative, door.settings.limits, door.prompts)
+    _check_one_picture(body, raw)
+    unused = ["partial_images"] if body.partial_images and not body.stream else []
+    resolved = resolve_image(door, body, [*unused, *unknown], _format(body, raw))
     submission = Submission(
         job_id=str(ULID()),
-        request=request,
-        prompt_tokens=prompt_tokens,
+        request=resolved.request,
+        prompt_tokens=resolved.prompt_tokens,
+        user=door.user,
         priority=body.priority or "interactive",
         deadline_ms=body.deadline_ms,
         previews=(body.partial_images or 0) if body.stream else 0,
     )
     return Order(
         submission=submission,
+        seed=body.seed,
         quality=_NAMED.get(body.quality, "medium"),
         links=body.response_format == "url",
         stream=bool(body.stream),
         raw=raw is not None,
-        input_tokens=prompt_tokens + (negative_tokens if request.guided else 0),
-        ignored=(*_without_effect(body, request), *unknown),
+        input_tokens=resolved.prompt_tokens + (resolved.negative_tokens if resolved.request.guided else 0),
+        ignored=resolved.ignored,
     )
 
 
-def _request(body: GenerationBody, settings: Settings, raw: RawBytes | None) -> ImageRequest:
-    n = _count(body, settings, raw)
+def resolve_image(door: Door, body: ImageBody, ignored: list[str], output_format: ImageFormat) -> Resolved:
+    """What all ways to ask for pictures share; `ignored` are names that have no effect here.
+
+    Raises InvalidRequest and its kinds.
+    """
+    _refuse_unsupported(body)
+    request = _request(body, door.settings, output_format)
+    checks.not_blank("prompt", body.prompt)
+    limits, prompts = door.settings.limits, door.prompts
+    return Resolved(
+        request=request,
+        prompt_tokens=checks.text("prompt", body.prompt, limits, prompts),
+        negative_tokens=checks.text("negative_prompt", body.negative_prompt or "", limits, prompts),
+        ignored=(*_without_effect(body, request), *ignored),
+    )
+
+
+def _request(body: ImageBody, settings: Settings, output_format: ImageFormat) -> ImageRequest:
+    n = _count(body, settings)
     width, height = checks.size(body.size, settings)
     guidance = body.guidance_scale or 0.0
-    output_format = _format(body, raw)
     return ImageRequest(
         model=checks.model(body.model, settings),
         prompt=body.prompt,
@@ -96,7 +123,7 @@ def _request(body: GenerationBody, settings: Settings, raw: RawBytes | None) -> 
     )
 
 
-def _refuse_unsupported(body: GenerationBody) -> None:
+def _refuse_unsupported(body: ImageBody) -> None:
     if body.background == "transparent":
         raise InvalidRequest("background cannot be transparent", param="background", hint='send "auto" or "opaque"')
     for param, name in (("preset", body.preset), ("style_preset", body.style_preset)):
@@ -106,15 +133,19 @@ def _refuse_unsupported(body: GenerationBody) -> None:
             )
 
 
-def _count(body: GenerationBody, settings: Settings, raw: RawBytes | None) -> int:
+def _count(body: ImageBody, settings: Settings) -> int:
     n, most = body.n or 1, settings.limits.max_n
     if n > most:
         raise InvalidRequest(f"n is {n}, the limit is {most}", param="n", hint="send several requests")
+    return n
+
+
+def _check_one_picture(body: GenerationBody, raw: RawBytes | None) -> None:
+    n = body.n or 1
     if n > 1 and body.stream:
         raise InvalidRequest(f"n is {n}, a stream carries one picture", param="n", hint="leave out n or stream")
     if n > 1 and raw:
         raise InvalidRequest(f"n is {n}, raw bytes are one picture", param="n", hint="send Accept: application/json")
-    return n
 
 
 def _format(body: GenerationBody, raw: RawBytes | None) -> ImageFormat:
@@ -129,11 +160,10 @@ def _format(body: GenerationBody, raw: RawBytes | None) -> ImageFormat:
     return raw.format
 
 
-def _without_effect(body: GenerationBody, request: ImageRequest) -> list[str]:
+def _without_effect(body: ImageBody, request: ImageRequest) -> list[str]:
     """Known fields that were sent, but that another field makes meaningless."""
     unused = {
         "output_compression": body.output_compression is not None and request.output_format == "png",
         "negative_prompt": bool(body.negative_prompt) and not request.guided,
-        "partial_images": bool(body.partial_images) and not body.stream,
     }
     return [name for name, ignored in unused.items() if ignored]

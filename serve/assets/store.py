@@ -11,6 +11,7 @@ import re
 import secrets
 import shutil
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -81,6 +82,9 @@ class AssetStore(Protocol):
 
     async def delete_previews(self, job_id: str) -> None: ...
 
+    async def sweep_previews(self, older_than_s: float) -> None:
+        """Drops the previews of jobs that have written none for so long."""
+
 
 class LocalAssets:
     """An AssetStore in a folder, for one machine.
@@ -119,6 +123,15 @@ class LocalAssets:
     async def delete_previews(self, job_id: str) -> None:
         folder = self._previews / _checked(_JOB_ID, job_id)
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
+    async def sweep_previews(self, older_than_s: float) -> None:
+        await asyncio.to_thread(self._sweep_previews, time.time() - older_than_s)
+
+    def _sweep_previews(self, before: float) -> None:
+        for folder in self._previews.iterdir():
+            with suppress(FileNotFoundError):  # another process sweeps too
+                if folder.stat().st_mtime < before:
+                    shutil.rmtree(folder, ignore_errors=True)
 
     def _check_room(self) -> None:
         free = shutil.disk_usage(self._images).free

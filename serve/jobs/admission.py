@@ -17,10 +17,13 @@ from serve.settings import QueueSettings
 
 @dataclass(frozen=True, slots=True)
 class Admission:
+    """`arriving` names the users of jobs that were let in and are being stored."""
+
     bounds: QueueSettings
     fleet: Fleet
     queue: JobQueue
     jobs: Mapping[str, Job]
+    arriving: Mapping[str, str]
 
     def check(self, submission: Submission, was_ready: bool) -> None:
         """Raises NotReady, QueueFull or DeadlineInfeasible. A service that was ready once queues through recoveries."""
@@ -28,7 +31,9 @@ class Admission:
             phase, _ = self.fleet.starting()
             hint = "try again when /readyz answers 200"
             raise NotReady(f"the service is starting: {phase}", hint=hint, retry_after=5)
-        waiting, mine = len(self.queue), self.queue.waiting_of(submission.user)
+        user = submission.user
+        waiting = len(self.queue) + len(self.arriving)
+        mine = self.queue.waiting_of(user) + sum(owner == user for owner in self.arriving.values())
         if waiting >= self.bounds.max_depth:
             raise self._full(f"the queue is full: {waiting} of {self.bounds.max_depth} jobs are waiting")
         if mine >= self.bounds.max_depth_per_user:
@@ -45,7 +50,7 @@ class Admission:
 
     def _check_feasible(self, submission: Submission, deadline_ms: int) -> None:
         own = solo_seconds(submission, self.fleet.times())
-        ahead = [self.jobs[job_id].seconds_left() for job_id in self._ahead_of(submission)]
+        ahead = [self.jobs[job_id].seconds_left() for job_id in self._ahead_of(submission, own)]
         earliest = seconds_until_done(ahead, own, self.fleet.ready("denoiser"))
         if earliest is not None and earliest > deadline_ms / 1e3:
             feasible = math.ceil(earliest * 1e3)
@@ -56,6 +61,9 @@ class Admission:
                 retry_after=max(1, math.ceil(earliest - own)),
             )
 
-    def _ahead_of(self, submission: Submission) -> list[str]:
-        running = [job.id for job in self.jobs.values() if not job.status.terminal and job.id not in self.queue]
-        return running + self.queue.up_to(submission.priority)
+    def _ahead_of(self, submission: Submission, own: float) -> list[str]:
+        running = [job.id for job in self.jobs.values() if job.end is None and job.id not in self.queue]
+        images = submission.request.n
+        return running + self.queue.ahead_of(
+            submission.priority, submission.user, images=images, image_seconds=own / images
+        )

@@ -6,17 +6,21 @@ import asyncio
 import contextvars
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
-from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import structlog
 
-from serve.errors import DeadlineExceeded, NotFound, ReplicaLost, ZImageError
+from serve.errors import DeadlineExceeded, NotFound, ReplicaLost, StaleWriter, ZImageError
 from serve.jobs.admission import Admission
-from serve.jobs.estimate import seconds_until_done, solo_seconds
-from serve.jobs.fleet import Backend, Fleet, ReplicaGone
+from serve.jobs.deadlines import SoftDeadlines
+from serve.jobs.estimate import etas, seconds_until_done, solo_seconds
+from serve.jobs.fleet import Backend, Fleet
 from serve.jobs.job import Job, Listener
+from serve.jobs.placements import Placement, Placements
 from serve.jobs.queue import JobQueue
+from serve.jobs.record import JobRecord
+from serve.jobs.store import JobStore
 from serve.messages import (
     Canceled,
     Canceling,
@@ -25,16 +29,16 @@ from serve.messages import (
     Expired,
     Failed,
     Generated,
+    JobQuery,
     JobStatus,
+    JobView,
     Phase,
     Preview,
-    Priority,
     Queued,
     ReplicaState,
     ServiceStatus,
     Submission,
     Succeeded,
-    Task,
     TaskPreview,
     TaskReport,
     Terminal,
@@ -42,81 +46,115 @@ from serve.messages import (
 from serve.settings import Settings
 
 log = structlog.get_logger()
+T = TypeVar("T")
 
-SOFT_DEADLINE: dict[Priority, float] = {"interactive": 3, "standard": 10, "batch": 60}  # × time alone on a GPU
-UNKNOWN_SOLO_S = 10.0  # before anything was measured
 POSITIONS_EVERY_S = 0.25
+PRUNE_EVERY_S = 3600.0
 KEEP_FINISHED_S = 600.0
 KEEP_FINISHED = 10_000
-
-
-@dataclass(slots=True)
-class _Placement:
-    job: Job
-    image: int
-    attempt: int
-    replica_id: str
-    drive: asyncio.Task[None] | None = None
-    lost: bool = False
 
 
 class Dispatcher:
     """Plain Python on one event loop; implements ImageService. Open it before use, close it after."""
 
-    def __init__(self, settings: Settings, backend: Backend, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, settings: Settings, backend: Backend, store: JobStore, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._settings = settings
-        self._backend = backend
+        self._store = store
         self._clock = clock
         self._fleet = Fleet(settings.timeouts.heartbeat_s)
         self._queue = JobQueue()
         self._jobs: dict[str, Job] = {}
-        self._admission = Admission(settings.queue, self._fleet, self._queue, self._jobs)
+        self._arriving: dict[str, str] = {}
+        self._admission = Admission(settings.queue, self._fleet, self._queue, self._jobs, self._arriving)
         self._finished: dict[str, float] = {}
-        self._placements: dict[str, _Placement] = {}
+        self._placements = Placements(backend, self._fleet, self, self._spawn)
+        self._soft_deadlines = SoftDeadlines()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._opened = clock()
         self._was_ready = False
         self._moved = False
+        self._stopped = False
 
-    def open(self) -> None:
+    async def open(self) -> None:
+        """Claims the store, and takes up what the Dispatcher before has left."""
+        await self._store.open()
+        left = [self._take_up(record) for record in await self._store.unfinished()]
+        await asyncio.gather(*(self._store.save(job.record()) for job in left))
+        self._was_ready = bool(left)  # who left jobs behind was ready once
+        self._publish_positions()
         self._spawn(self._housekeeping())
+        self._spawn(self._prune())
 
     async def close(self) -> None:
+        """Jobs that have not ended go on when the store is opened again."""
+        self._stop()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._store.close()
+
+    async def check(self) -> None:
+        """Raises StaleWriter when another Dispatcher has taken over, or what else has ended the store's writer."""
+        try:
+            await self._store.check()
+        except StaleWriter:
+            self._stop()
+            raise
 
     # --- ImageService
 
-    async def submit(self, submission: Submission) -> None:
+    async def submit(self, submission: Submission) -> str:
         if submission.job_id in self._jobs:
-            return
+            return submission.job_id
+        if submission.idempotency_key is not None and (earlier := await self._store.repeated(submission)):
+            return earlier.id  # a repetition is answered even where a new job would be refused
         self._admission.check(submission, self._was_ready)
-        job = self._accept(submission)
-        if submission.deadline_ms is not None:
-            self._spawn(self._expire_at_deadline(job))
-        self._fill()
-        self._publish_positions([job])
+        self._arriving[submission.job_id] = submission.user
+        return await asyncio.shield(self._spawn(self._take_in(submission)))
 
     async def watch(self, job_id: str, after: int = 0) -> AsyncIterator[Event]:
         events: asyncio.Queue[Event] = asyncio.Queue()
-        self.listen(job_id, events.put_nowait, after)
+        job = await self.listen(job_id, events.put_nowait, after)
         try:
-            while True:
+            while not (job.status.terminal and events.empty()):
                 event = await events.get()
                 yield event
                 if isinstance(event, Terminal):
                     return
         finally:
-            self.unlisten(job_id, events.put_nowait)
+            job.listeners.discard(events.put_nowait)
 
     async def cancel(self, job_id: str) -> None:
-        job = self._job(job_id)
-        if job.status is JobStatus.QUEUED:
-            self._end(job, Canceled)
-        elif job.status is JobStatus.RUNNING:
+        job = await self._find(job_id)
+        if job.end is None and job.status is JobStatus.RUNNING:
             job.emit(Canceling)
             self._spawn(self._finish_cancel(job))
+            await self._store.save(job.record())
+            return
+        if job.end is None and job.status is JobStatus.QUEUED:
+            self._end(job, Canceled)
+        if job.settling is not None:
+            await asyncio.shield(job.settling)
+
+    async def get(self, job_id: str) -> JobView:
+        return (await self._find(job_id)).view()
+
+    async def find(self, query: JobQuery) -> list[JobView]:
+        records = await self._store.find(query)
+        views = [(self._jobs.get(record.id) or Job.restored(record)).view() for record in records]
+        return [view for view in views if not query.statuses or view.status in query.statuses]
+
+    async def delete(self, job_id: str) -> JobView:
+        await self.cancel(job_id)
+        async for _ in self.watch(job_id):
+            pass
+        job = await self._find(job_id)
+        await self._store.delete(job_id)
+        self._jobs.pop(job_id, None)
+        self._finished.pop(job_id, None)
+        return job.view()
 
     async def status(self) -> ServiceStatus:
         denoisers, text_encoders = self._fleet.ready("denoiser"), self._fleet.ready("text_encoder")
@@ -136,18 +174,19 @@ class Dispatcher:
             uptime_s=self._clock() - self._opened,
         )
 
-    def listen(self, job_id: str, listener: Listener, after: int) -> None:
-        self._job(job_id).listen(listener, after)
-
-    def unlisten(self, job_id: str, listener: Listener) -> None:
-        if job_id in self._jobs:
-            self._jobs[job_id].listeners.discard(listener)
+    async def listen(self, job_id: str, listener: Listener, after: int) -> Job:
+        """Replays what was missed, then passes on what comes. Raises NotFound."""
+        job = await self._find(job_id)
+        job.listen(listener, after)
+        return job
 
     # --- news from replicas
 
     def heartbeat(self, state: ReplicaState) -> None:
         if self._fleet.beat(state, self._clock()):
             log.info("replica ready", replica=state.replica_id, role=state.role, device=state.device)
+            self._measure_restored()
+            self._moved = True
         if self._fleet.ready("denoiser") and self._fleet.ready("text_encoder"):
             self._was_ready = True
             self._fill()
@@ -159,149 +198,166 @@ class Dispatcher:
                 continue  # cancelled, or placed elsewhere meanwhile
             job = placement.job
             if isinstance(report, TaskPreview):
-                job.emit(Preview, image=placement.image, index=report.index, key=report.key)
+                job.emit(Preview, image=placement.task.image, index=report.index, key=report.key)
             else:
                 self._begin(job, report.at)
-                job.step(placement.image, report.step)
+                job.step(placement.task.image, report.step)
 
     # --- placing
 
-    def _accept(self, submission: Submission) -> Job:
-        now = self._clock()
-        solo = solo_seconds(submission, self._fleet.times())
-        if submission.deadline_ms is not None:
-            deadline = now + submission.deadline_ms / 1e3
-        else:
-            deadline = now + SOFT_DEADLINE[submission.priority] * (solo or UNKNOWN_SOLO_S)
-        arrival = self._queue.add(submission.job_id, submission.priority, submission.user)
-        job = self._jobs[submission.job_id] = Job(submission, deadline, solo / submission.request.n, arrival)
+    async def _take_in(self, submission: Submission) -> str:
+        """Stored first, then queued: what is acknowledged outlives this process."""
+        try:
+            record = await self._store.add(JobRecord(submission=submission, created_at=time.time()))
+        finally:
+            self._arriving.pop(submission.job_id, None)
+        if record.id == submission.job_id and record.id not in self._jobs and not record.status.terminal:
+            job = Job(submission, record.created_at)
+            self._enqueue(job)
+            self._fill()
+            self._publish_positions([job])
+        return record.id
+
+    def _take_up(self, record: JobRecord) -> Job:
+        """A job of an earlier Dispatcher; one that was being cancelled has stopped with it."""
+        job = Job.restored(record)
+        self._enqueue(job)
+        if record.status is JobStatus.CANCELING:
+            self._end(job, Canceled)
         return job
+
+    def _enqueue(self, job: Job) -> None:
+        self._jobs[job.id] = job
+        self._measure(job)
+        if job.hard_deadline:
+            self._spawn(self._expire_at_deadline(job))
+
+    def _measure(self, job: Job) -> None:
+        """What it costs by the newest table, and its deadline: an explicit one counts from acceptance."""
+        submission = job.submission
+        solo = solo_seconds(submission, self._fleet.times())
+        job.image_seconds = solo / submission.request.n
+        if submission.deadline_ms is not None:
+            seconds = submission.deadline_ms / 1e3 - (time.time() - job.created_at)
+        else:
+            seconds = self._soft_deadlines.accept(submission.priority, solo, 0.0)
+        job.deadline = self._clock() + seconds
+        self._wait(job)
+
+    def _measure_restored(self) -> None:
+        """Jobs of an earlier Dispatcher came before any replica said what they cost."""
+        for job in [self._jobs[job_id] for job_id in self._queue]:
+            if job.pending and not job.image_seconds:
+                self._measure(job)
+
+    def _wait(self, job: Job) -> None:
+        """Puts it in its place in the queue, with the images that are still to be placed."""
+        submission = job.submission
+        job.arrival = self._queue.add(
+            job.id,
+            submission.priority,
+            submission.user,
+            job.arrival or None,
+            images=len(job.pending),
+            image_seconds=job.image_seconds,
+            turn=job.turn,
+        )
 
     def _fill(self) -> None:
         """Gives every free slot the next image in queue order."""
-        for job_id in list(self._queue):
+        while not self._stopped and (job_id := self._queue.head()) is not None:
             job = self._jobs[job_id]
-            while job.pending:
-                if not self._place(job, job.pending[0]):
-                    return
-                job.pending.popleft()
+            if not self._placements.place(job, job.pending[0], partial(self._deadline_in, job)):
+                return
+            job.pending.popleft()
+            job.turn = self._queue.served(job_id)
 
-    def _place(self, job: Job, image: int) -> bool:
-        task_id = f"{job.id}-{image}.{job.attempt}"
-        replica_id = self._fleet.place(task_id, alone=job.attempt > 1)
-        if replica_id is None:
-            return False
-        if job.embeddings is None:
-            job.embeddings = contextvars.Context().run(self._backend.encode, job.submission.request)
-        task = Task(
-            id=task_id,
-            job_id=job.id,
-            image=image,
-            asset_id=f"{job.id}-{image}",
-            request=job.submission.request,
-            prompt_tokens=job.submission.prompt_tokens,
-            previews=job.submission.previews,
-            deadline_in=job.deadline - self._clock(),
-            hard_deadline=job.hard_deadline,
-            attempt=job.attempt,
-            replica_id=replica_id,
-        )
-        placement = _Placement(job, image, job.attempt, replica_id)
-        self._placements[task_id] = placement
-        placement.drive = self._spawn(self._drive(task, placement, job.embeddings))
-        return True
+    def _deadline_in(self, job: Job) -> float:
+        now = self._clock()
+        if not job.hard_deadline:
+            job.deadline = self._soft_deadlines.place(
+                job.submission.priority,
+                job.deadline,
+                alone_s=job.image_seconds * job.submission.request.n,
+                image_s=job.image_seconds,
+                now=now,
+                replicas=self._fleet.ready("denoiser"),
+            )
+        return job.deadline - now
 
-    async def _drive(self, task: Task, placement: _Placement, embeddings: object) -> None:
-        """One image from its replica's slot to its end."""
-        job = placement.job
-        try:
-            generated = await self._backend.generate(task, embeddings)
-        except asyncio.CancelledError:
-            if not placement.lost:
-                raise
-            self._retry(placement, None)
-        except ReplicaGone as gone:
-            self._retry(placement, gone.replica_id)
-        except DeadlineExceeded as error:
-            self._end(job, Expired, error=ErrorInfo.of(error))
-        except ZImageError as error:
-            self._end(job, Failed, error=ErrorInfo.of(error))
-        except Exception:
-            log.exception("a task failed", job_id=job.id, task_id=task.id)
-            self._end(job, Failed, error=ErrorInfo.of(ZImageError("the server failed on this request")))
-        else:
-            self._finish_image(placement, generated)
-        finally:
-            self._placements.pop(task.id, None)
-            self._fleet.release(task.replica_id, task.id)
-            self._fill()
+    # --- how placements end
 
-    def _finish_image(self, placement: _Placement, generated: Generated) -> None:
-        job, steps = placement.job, placement.job.submission.request.steps
-        self._begin(job, generated.started_at)
-        job.finished[placement.image] = generated
-        job.step(placement.image, steps)
-        if len(job.finished) == job.submission.request.n and job.status is JobStatus.RUNNING:
+    def generated(self, placement: Placement, answer: Generated) -> None:
+        job, image, request = placement.job, placement.task.image, placement.job.submission.request
+        self._begin(job, answer.started_at)
+        job.finished[image] = answer
+        job.step(image, request.steps)
+        if len(job.finished) == request.n and job.status is JobStatus.RUNNING:
             images = tuple(job.finished[image].image for image in sorted(job.finished))
             self._end(job, Succeeded, images=images, timings=job.timings())
 
-    def _retry(self, placement: _Placement, gone: str | None) -> None:
+    def lost(self, placement: Placement) -> None:
         """The replica is lost, not the job: it goes back to its place, unless it has cost too many replicas."""
-        job = placement.job
-        if gone is not None:
-            self._lose(gone)
-        if job.status.terminal or job.status is JobStatus.CANCELING:
+        job, image, most = placement.job, placement.task.image, self._settings.queue.max_attempts
+        if job.end is not None or job.status is JobStatus.CANCELING:
             return
-        if placement.attempt == job.attempt:  # several images lost with one replica are one loss
+        if placement.task.attempt == job.attempt:  # several images lost with one replica are one loss
             job.attempt += 1
+            job.losses += 1
             job.embeddings = None
-        if job.attempt > self._settings.queue.max_attempts:
-            message = f"the job lost its replica {self._settings.queue.max_attempts} times and is given up"
-            self._end(job, Failed, error=ErrorInfo.of(ReplicaLost(message)))
+            self._store.note(job.record())
+        if job.losses >= most:
+            error = ReplicaLost(f"the job lost its replica {most} times and is given up")
+            self._end(job, Failed, error=ErrorInfo.of(error))
             return
         log.warning("a replica was lost, the job is tried again", job_id=job.id, attempt=job.attempt)
-        job.steps_done.pop(placement.image, None)
-        job.pending.appendleft(placement.image)
-        self._queue.add(job.id, job.submission.priority, job.submission.user, job.arrival)
+        job.steps_done.pop(image, None)
+        job.pending.appendleft(image)
+        self._wait(job)
 
-    def _lose(self, replica_id: str) -> None:
-        for task_id in self._fleet.drop(replica_id):
-            placement = self._placements.get(task_id)
-            if placement is not None and placement.drive is not asyncio.current_task():
-                placement.lost = True
-                assert placement.drive is not None
-                placement.drive.cancel()
+    def failed(self, placement: Placement, error: Exception) -> None:
+        if not isinstance(error, ZImageError):
+            log.error("a task failed", job_id=placement.job.id, task_id=placement.task.id, exc_info=error)
+            error = ZImageError("the server failed on this request")
+        kind = Expired if isinstance(error, DeadlineExceeded) else Failed
+        self._end(placement.job, kind, error=ErrorInfo.of(error))
+
+    def freed(self) -> None:
+        self._fill()
 
     # --- ends
 
     def _end(self, job: Job, kind: type[Terminal], **data: Any) -> None:
-        """A terminal event, once; what is still placed for the job is stopped."""
-        job.emit(kind, **data)
+        """Decided here, once; what is still placed for the job is stopped. Told when it is stored."""
+        if job.end is not None:
+            return
+        job.close(kind, **data)
+        self._withdraw(job)
+        self._placements.stop(job)
+        job.settling = self._spawn(self._settle(job))
+
+    def _withdraw(self, job: Job) -> None:
+        """Nothing more of it is placed."""
         job.pending.clear()
         job.embeddings = None
         self._queue.remove(job.id)
         self._moved = True
-        for drive in self._drives(job):
-            drive.cancel()
+
+    async def _settle(self, job: Job) -> None:
+        await self._store.save(job.record())
+        job.publish_end()
         self._finished[job.id] = self._clock()
         self._forget_old()
 
-    def _drives(self, job: Job) -> list[asyncio.Task[None]]:
-        mine = (placement.drive for placement in self._placements.values() if placement.job is job)
-        return [drive for drive in mine if drive is not None and drive is not asyncio.current_task()]
-
     async def _finish_cancel(self, job: Job) -> None:
         """`canceled` is said when the replicas have really stopped."""
-        job.pending.clear()
-        drives = self._drives(job)
-        for drive in drives:
-            drive.cancel()
-        await asyncio.gather(*drives, return_exceptions=True)
+        self._withdraw(job)
+        await asyncio.gather(*self._placements.stop(job), return_exceptions=True)
         self._end(job, Canceled)
 
     async def _expire_at_deadline(self, job: Job) -> None:
         await asyncio.sleep(max(0.0, job.deadline - self._clock()))
-        if not job.status.terminal:
+        if job.end is None:
             message = f"deadline_ms {job.submission.deadline_ms} passed while the job was {job.status}"
             self._end(job, Expired, error=ErrorInfo.of(DeadlineExceeded(message, param="deadline_ms")))
 
@@ -312,10 +368,16 @@ class Dispatcher:
                 return
             del self._finished[job_id], self._jobs[job_id]
 
+    async def _prune(self) -> None:
+        while True:
+            await self._store.prune(time.time() - self._settings.jobs_ttl_s)
+            await asyncio.sleep(PRUNE_EVERY_S)
+
     # --- positions
 
     def _begin(self, job: Job, at: float) -> None:
-        job.begin(at)
+        if job.end is None and job.begin(at):
+            self._store.note(job.record())
         if not job.pending and job.id in self._queue:
             self._queue.remove(job.id)
             self._moved = True
@@ -324,37 +386,53 @@ class Dispatcher:
         """Tells queued jobs where they stand, where that has changed; `jobs` limits it to some of them."""
         waiting = [job for job in map(self._jobs.__getitem__, self._queue) if job.status is JobStatus.QUEUED]
         wanted = None if jobs is None else {job.id for job in jobs}
-        replicas = self._fleet.ready("denoiser")
-        ahead = sum(job.seconds_left() for job in self._jobs.values() if job.status is JobStatus.RUNNING)
-        for position, job in enumerate(waiting, 1):
-            eta = seconds_until_done([ahead], job.seconds_left(), replicas)
-            ahead += job.seconds_left()
-            if (wanted is None or job.id in wanted) and _position_of(job) != (position, len(waiting)):
+        begun = (job.work() for job in self._jobs.values() if job.status is JobStatus.RUNNING and job.end is None)
+        times = etas(begun, (job.work() for job in waiting), self._fleet.ready("denoiser"))
+        for position, (job, eta) in enumerate(zip(waiting, times, strict=True), 1):
+            known = (position, len(waiting), eta is not None)
+            if (wanted is None or job.id in wanted) and job.position() != known:
                 job.emit(Queued, position=position, length=len(waiting), eta_seconds=eta)
 
     async def _housekeeping(self) -> None:
-        while True:
+        while not self._stopped:
             await asyncio.sleep(POSITIONS_EVERY_S)
             if self._moved:
                 self._moved = False
                 self._publish_positions()
             for replica_id in self._fleet.silent(self._clock()):
                 log.warning("a replica is silent and is no longer given work", replica=replica_id)
-                self._lose(replica_id)
+                self._placements.lose(replica_id)
 
-    def _job(self, job_id: str) -> Job:
-        if job_id not in self._jobs:
+    async def _find(self, job_id: str) -> Job:
+        """From memory, else from the store. Raises NotFound."""
+        if job_id in self._jobs:
+            return self._jobs[job_id]
+        record = await self._store.get(job_id)
+        if record is None:
             raise NotFound(f"no job {job_id!r}")
-        return self._jobs[job_id]
+        if job_id not in self._jobs and not record.status.terminal:  # its commit was reported as failed
+            self._take_up(record)
+            self._fill()
+        return self._jobs.get(job_id) or Job.restored(record)
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def _spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """A task of our own: in Ray Serve a call made in a request's context would be cancelled with that request."""
         task = asyncio.get_running_loop().create_task(work, context=contextvars.Context())
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._reap)
         return task
 
+    def _reap(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        if isinstance(error, StaleWriter) and not self._stopped:
+            log.error("another dispatcher has taken over, this one stops", reason=error.message)
+            self._stop()
+        elif not isinstance(error, ZImageError):
+            log.error("a task of the dispatcher failed", exc_info=error)
 
-def _position_of(job: Job) -> tuple[int, int] | None:
-    last = next((event for event in reversed(job.events) if isinstance(event, Queued)), None)
-    return (last.position, last.length) if last else None
+    def _stop(self) -> None:
+        """Nothing is placed any more, and what is placed is given up."""
+        self._stopped = True
+        self._placements.stop()

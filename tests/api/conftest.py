@@ -20,6 +20,7 @@ from PIL import Image
 
 from serve.api.app import create_app
 from serve.jobs.dispatcher import Dispatcher
+from serve.jobs.store import store_of
 from serve.local import LocalService, open_service
 from serve.messages import Generated, Phase, ReplicaState, Task, TaskStepped
 from serve.settings import Settings
@@ -72,6 +73,13 @@ async def client(app) -> AsyncIterator[httpx.AsyncClient]:
 async def base_url(app) -> AsyncIterator[str]:
     async with served(app) as base_url:
         yield base_url
+
+
+@session_fixture
+async def http(base_url) -> AsyncIterator[httpx.AsyncClient]:
+    """Through the server: for what is told while a job runs."""
+    async with httpx.AsyncClient(base_url=base_url, timeout=60) as http:
+        yield http
 
 
 @session_fixture
@@ -135,13 +143,14 @@ class Stuck:
 
 
 @pytest.fixture
-def stuck(service, settings) -> Callable[..., AbstractAsyncContextManager[Stuck]]:
+def stuck(service, settings, tmp_path) -> Callable[..., AbstractAsyncContextManager[Stuck]]:
     @asynccontextmanager
     async def open_stuck(error: Exception | None = None, ready: bool = True, **changes: Any) -> AsyncIterator[Stuck]:
         changed = Settings(**settings.model_dump() | changes)
         replicas = Replicas(error)
-        dispatcher = replicas.dispatcher = Dispatcher(changed, replicas)
-        dispatcher.open()
+        store = store_of(changed.model_copy(update={"data": tmp_path}))
+        dispatcher = replicas.dispatcher = Dispatcher(changed, replicas, store)
+        await dispatcher.open()
         if ready:
             for role in ("text_encoder", "denoiser"):
                 dispatcher.heartbeat(ReplicaState(replica_id=role, role=role, phase=Phase.READY, slots=1))

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from serve.errors import ConfigError, ZImageError
+from serve.messages import JobStatus
 
 DOCS = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
 BODIES = re.findall(r"-d '(\{.*?\})'", DOCS)
@@ -27,8 +28,24 @@ def test_every_error_code_is_explained():
     assert {code for code in raised if f"`{code}`" not in DOCS} == set()
 
 
-def test_every_field_is_explained(app):
-    operation = app.openapi()["paths"]["/v1/images/generations"]["post"]
+def test_every_event_is_explained():
+    types = {f"job.{status}" for status in JobStatus} - {"job.running"}
+    types |= {"job.position", "job.started", "job.progress", "job.preview"}
+    assert {event for event in types if f"`{event}`" not in DOCS} == set()
+
+
+def test_only_what_takes_a_key_is_answered_422(app):
+    operations = {
+        path: [operation for operation in item.values() if "422" in operation["responses"]]
+        for path, item in app.openapi()["paths"].items()
+    }
+    documented = {path for path, answered in operations.items() if answered}
+    assert documented == {"/v1/images/generations", "/v1/jobs", "/v1/jobs/{job_id}/rerun"}
+
+
+@pytest.mark.parametrize("path", ["/v1/images/generations", "/v1/jobs"])
+def test_every_field_is_explained(app, path):
+    operation = app.openapi()["paths"][path]["post"]
     fields = operation["requestBody"]["content"]["application/json"]["schema"]["properties"]
     assert {field for field in fields if f"`{field}`" not in DOCS} == set()
 

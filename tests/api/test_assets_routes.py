@@ -3,11 +3,12 @@ import time
 
 import httpx
 import pytest
+import pytest_asyncio
 
 URL = "/v1/images/generations"
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="session")
 async def link(client, fox) -> str:
     answer = (await client.post(URL, json=fox | {"response_format": "url", "output_format": "jpeg"})).json()
     return answer["data"][0]["url"]

@@ -59,7 +59,7 @@ def test_a_picture_within_the_limits_or_an_error_that_says_why(app, bodies, data
 
 def resolve_or_refuse(door: Door, body: dict[str, Any], accept: str) -> Order | ZImageError:
     try:
-        return resolve(door, *parse(body), preferred_image(accept))
+        return resolve(door, *parse(GenerationBody, body), preferred_image(accept))
     except ZImageError as error:
         return error
 

@@ -1,6 +1,7 @@
 import asyncio
 import hashlib
 import multiprocessing
+import os
 import stat
 
 import pytest
@@ -176,3 +177,13 @@ def test_processes_that_start_together_share_one_secret(tmp_path):
         keys = pool.map(_key, [tmp_path] * 16, chunksize=1)
     assert len(set(keys)) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["secret"]
+
+
+async def test_a_sweep_takes_the_previews_of_jobs_that_are_long_quiet(assets, tmp_path):
+    quiet, busy = JOB, f"{JOB[:-1]}Z"
+    for job_id in (quiet, busy):
+        await assets.write_preview(f"{job_id}/0-0", b"blur")
+    os.utime(tmp_path / "previews" / quiet, times=(0, 0))
+    await assets.sweep_previews(older_than_s=3600)
+    assert await assets.read_preview(f"{quiet}/0-0") is None
+    assert await assets.read_preview(f"{busy}/0-0") == b"blur"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 
 import pytest
-from ulid import ULID
 
 from serve.errors import DeadlineInfeasible, InvalidRequest, NotFound, NotReady, QueueFull
 from serve.jobs.dispatcher import Dispatcher
@@ -18,64 +18,15 @@ from serve.messages import (
     Event,
     Expired,
     Failed,
-    Generated,
-    ImageRequest,
     Phase,
-    Priority,
     Progress,
     Queued,
-    ReplicaState,
     Started,
-    StoredImage,
-    Submission,
     Succeeded,
-    Task,
     TaskStepped,
     Terminal,
 )
-from serve.settings import Settings
-
-STEP_S = 0.01
-SLOTS = 2
-TIMES = {"step_1": {"96": STEP_S}, "decode": {"16384": 0.0}}
-
-
-class Replicas:
-    """Holds every task until the test finishes, fails or loses it."""
-
-    def __init__(self) -> None:
-        self.held: dict[str, asyncio.Future[Generated]] = {}
-        self.tasks: list[Task] = []
-        self.encoded = 0
-
-    def encode(self, request: ImageRequest) -> object:
-        self.encoded += 1
-        return request.prompt
-
-    async def generate(self, task: Task, embeddings: object) -> Generated:
-        assert embeddings == task.request.prompt
-        self.tasks.append(task)
-        future = self.held[task.id] = asyncio.get_running_loop().create_future()
-        try:
-            return await future
-        finally:
-            del self.held[task.id]
-
-    async def settled(self) -> list[str]:
-        for _ in range(10):
-            await asyncio.sleep(0)
-        return list(self.held)
-
-    async def finish(self, task_id: str) -> None:
-        task = next(task for task in self.tasks if task.id == task_id)
-        image = StoredImage(asset_id=task.asset_id, seed=task.seed, width=128, height=128, format="png", bytes=1)
-        now = time.time()
-        self.held[task_id].set_result(Generated(image=image, started_at=now, encode_s=0, denoise_s=0.08, decode_s=0))
-        await self.settled()
-
-    async def fail(self, task_id: str, error: Exception) -> None:
-        self.held[task_id].set_exception(error)
-        await self.settled()
+from tests.unit.replicas import SLOTS, Replicas, beat, dispatcher_over, events_of, last, order, submitted
 
 
 @pytest.fixture
@@ -84,40 +35,12 @@ def replicas() -> Replicas:
 
 
 @pytest.fixture
-async def jobs(replicas: Replicas) -> AsyncIterator[Dispatcher]:
-    dispatcher = Dispatcher(Settings(queue={"max_depth": 5, "max_depth_per_user": 3}), replicas)
-    dispatcher.open()
+async def jobs(replicas: Replicas, tmp_path: Path) -> AsyncIterator[Dispatcher]:
+    dispatcher = dispatcher_over(replicas, tmp_path, queue={"max_depth": 5, "max_depth_per_user": 3})
+    await dispatcher.open()
     beat(dispatcher)
     yield dispatcher
     await dispatcher.close()
-
-
-def beat(dispatcher: Dispatcher, denoiser: str = "d1", phase: Phase = Phase.READY) -> None:
-    dispatcher.heartbeat(ReplicaState(replica_id="t1", role="text_encoder", phase=phase))
-    dispatcher.heartbeat(ReplicaState(replica_id=denoiser, role="denoiser", phase=phase, slots=SLOTS, step_times=TIMES))
-
-
-def order(
-    *, n: int = 1, user: str = "u", priority: Priority = "interactive", deadline_ms: int | None = None
-) -> Submission:
-    request = ImageRequest(model="m", prompt="a cat", width=128, height=128, steps=8, seed=5, n=n)
-    return Submission(
-        job_id=str(ULID()), request=request, prompt_tokens=20, user=user, priority=priority, deadline_ms=deadline_ms
-    )
-
-
-async def submitted(jobs: Dispatcher, **how: object) -> str:
-    submission = order(**how)  # type: ignore[arg-type]
-    await jobs.submit(submission)
-    return submission.job_id
-
-
-async def events_of(jobs: Dispatcher, job_id: str) -> list[Event]:
-    return [event async for event in jobs.watch(job_id)]
-
-
-async def last(jobs: Dispatcher, job_id: str) -> Event:
-    return (await asyncio.wait_for(events_of(jobs, job_id), 5))[-1]
 
 
 async def test_a_job_goes_from_queued_through_progress_to_its_picture(jobs: Dispatcher, replicas: Replicas) -> None:
@@ -183,8 +106,8 @@ async def _until(jobs: Dispatcher, job_id: str, done: Callable[[Event], bool]) -
             return
 
 
-async def test_before_anything_is_ready_nothing_is_accepted(replicas: Replicas) -> None:
-    dispatcher = Dispatcher(Settings(), replicas)
+async def test_before_anything_is_ready_nothing_is_accepted(replicas: Replicas, tmp_path: Path) -> None:
+    dispatcher = dispatcher_over(replicas, tmp_path)
     beat(dispatcher, phase=Phase.WARMING_UP)
     with pytest.raises(NotReady, match="warming up") as refused:
         await dispatcher.submit(order())
@@ -277,9 +200,9 @@ async def test_a_job_that_kills_its_replica_three_times_fails(jobs: Dispatcher, 
     assert "3 times" in event.error.message
 
 
-async def test_a_silent_replica_is_given_up_and_its_work_goes_elsewhere(replicas: Replicas) -> None:
-    dispatcher = Dispatcher(Settings(timeouts={"heartbeat_s": 0.02}), replicas)
-    dispatcher.open()
+async def test_a_silent_replica_is_given_up_and_its_work_goes_elsewhere(replicas: Replicas, tmp_path: Path) -> None:
+    dispatcher = dispatcher_over(replicas, tmp_path, timeouts={"heartbeat_s": 0.02})
+    await dispatcher.open()
     beat(dispatcher, "stuck")
     await submitted(dispatcher)
     await replicas.settled()

@@ -1,0 +1,128 @@
+"""Many writes, one transaction: what is asked for within milliseconds is committed and acknowledged together."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+import structlog
+from sqlalchemy.exc import DBAPIError
+
+from serve.errors import Unavailable, ZImageError
+from serve.jobs.record import JobRecord
+
+log = structlog.get_logger()
+
+WINDOW_S = 0.003
+RETRY_S = 0.2
+
+Outcome = JobRecord | ZImageError
+
+
+@dataclass(slots=True)
+class Batch:
+    """Applied in the order of its fields. Of each job only the newest state is saved."""
+
+    ended_before: float | None = None
+    deletes: set[str] = field(default_factory=set)
+    adds: list[JobRecord] = field(default_factory=list)
+    saves: dict[str, JobRecord] = field(default_factory=dict)
+    _added: list[asyncio.Future[JobRecord]] = field(default_factory=list)
+    _applied: list[asyncio.Future[None]] = field(default_factory=list)
+
+    def adding(self, record: JobRecord) -> asyncio.Future[JobRecord]:
+        added: asyncio.Future[JobRecord] = asyncio.get_running_loop().create_future()
+        self.adds.append(record)
+        self._added.append(added)
+        return added
+
+    def applying(self) -> asyncio.Future[None]:
+        applied: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._applied.append(applied)
+        return applied
+
+    def acknowledge(self, outcomes: list[Outcome]) -> None:
+        for added, outcome in zip(self._added, outcomes, strict=True):
+            if added.done():
+                continue  # its caller has left
+            if isinstance(outcome, JobRecord):
+                added.set_result(outcome)
+            else:
+                added.set_exception(outcome)
+        for applied in self._applied:
+            if not applied.done():
+                applied.set_result(None)
+
+    def refuse_adds(self, error: Exception) -> None:
+        for added in self._added:
+            if not added.done():
+                added.set_exception(error)
+        self.adds, self._added = [], []
+
+    def fail(self, error: Exception) -> None:
+        self.refuse_adds(error)
+        for applied in self._applied:
+            if not applied.done():
+                applied.set_exception(error)
+
+    def precede(self, later: Batch) -> None:
+        """What could not be committed is tried again with what came after it."""
+        later.ended_before = later.ended_before or self.ended_before
+        later.deletes |= self.deletes
+        later.saves = self.saves | later.saves
+        later._applied = self._applied + later._applied
+
+
+class GroupCommit:
+    """One transaction at a time. Where the database does not answer, adds are refused and all else is tried again."""
+
+    def __init__(self, commit: Callable[[Batch], Awaitable[list[Outcome]]]) -> None:
+        self._commit = commit
+        self._batch = Batch()
+        self._work = asyncio.Event()
+        self._failure: Exception | None = None
+        self._running = asyncio.create_task(self._run())
+
+    @property
+    def batch(self) -> Batch:
+        """What the next transaction takes along. Raises StaleWriter, or whatever has ended this writer."""
+        self.check()
+        self._work.set()
+        return self._batch
+
+    def check(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+    async def close(self) -> None:
+        """Commits what is left, unless the writer has ended."""
+        if self._failure is None:
+            with suppress(ZImageError):
+                await self.batch.applying()
+        self._running.cancel()
+        await asyncio.gather(self._running, return_exceptions=True)
+
+    async def _run(self) -> None:
+        while self._failure is None:
+            await self._work.wait()
+            await asyncio.sleep(WINDOW_S)
+            self._work.clear()
+            batch, self._batch = self._batch, Batch()
+            try:
+                batch.acknowledge(await self._commit(batch))
+            except (DBAPIError, OSError) as error:
+                await self._later(batch, error)
+            except Exception as error:  # nobody may wait for a writer that has ended
+                self._failure = error
+                batch.fail(error)
+                self._batch.fail(error)
+
+    async def _later(self, batch: Batch, error: Exception) -> None:
+        log.error("the job store does not take writes, trying again", error=str(error))
+        hint = "try again; the server's log has the reason"
+        batch.refuse_adds(Unavailable("the job store is not answering", hint=hint, retry_after=5))
+        batch.precede(self._batch)
+        self._work.set()
+        await asyncio.sleep(RETRY_S)
