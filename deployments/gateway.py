@@ -9,6 +9,7 @@ from ray.serve.handle import DeploymentHandle
 
 from deployments.remote import RemoteService
 from deployments.replica import replica_id
+from serve import logs
 from serve.api.app import create_app
 from serve.assets.store import LocalAssets
 from serve.settings import Settings
@@ -17,6 +18,7 @@ from serve.tokens import PromptTokens
 
 class Gateway:
     async def __init__(self, settings: Settings, folder: Path, dispatcher: DeploymentHandle) -> None:  # type: ignore[misc]  # Ray Serve awaits it
+        logs.configure(settings.log_format)
         self._settings = settings
         self._service = RemoteService(dispatcher, replica_id())
         self._service.open()

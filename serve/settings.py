@@ -54,7 +54,6 @@ class TimeoutSettings(_Section):
     """Seconds."""
 
     request_s: float = Field(300, gt=0, description="a synchronous call that waits longer is cancelled, 503")
-    shutdown_s: float = Field(120, gt=0, description="running jobs may finish this long after a stop")
     heartbeat_s: float = Field(2, gt=0, description="a replica silent for five of these is no longer given work")
 
 
@@ -65,6 +64,7 @@ class Settings(_Section):
     served_model_name: str = Field("z-image-turbo", pattern=r"^[A-Za-z0-9._-]{1,64}$")
     model_aliases: tuple[str, ...] = ("gpt-image-1", "gpt-image-1-mini", "gpt-image-1.5", "dall-e-3", "dall-e-2")
     data: Path = Field(Path("data"), description="assets and the link secret")
+    log_format: Literal["console", "json"] = "console"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     threads: int = Field(1, ge=1, le=256, description="CPU threads of one GPU replica's tensor work")
