@@ -15,7 +15,8 @@ def configure(log_format: Literal["console", "json"]) -> None:
         structlog.processors.TimeStamper("iso", utc=True),
     ]
     if log_format == "json":
-        ends: list[Processor] = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(ensure_ascii=False)]
+        as_json = structlog.processors.JSONRenderer(ensure_ascii=False)
+        ends: list[Processor] = [structlog.processors.format_exc_info, as_json]
     else:
         ends = [structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)]
     structlog.configure([*shared, *ends])
