@@ -28,8 +28,8 @@ serve: $(INSTALLED) ## start the service: PORT=8123 DATA=/some/dir CONFIG=config
 test: $(INSTALLED) ## every test that a machine without a GPU can run in minutes: PYTEST_ARGS="-k weights"
 	$(BIN)/python -m pytest -m "not gpu and not nightly" $(PYTEST_ARGS)
 
-nightly: $(INSTALLED) ## the long tests too
-	$(BIN)/python -m pytest -m "not gpu" $(PYTEST_ARGS)
+nightly: $(INSTALLED) ## the long tests too, and exactness on hundreds of random crowds
+	ZIMAGE_EXACTNESS_CROWDS=50 $(BIN)/python -m pytest -m "not gpu" $(PYTEST_ARGS)
 
 check: $(INSTALLED) ## lint, format, types, import directions, docs
 	$(BIN)/ruff check .

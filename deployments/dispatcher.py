@@ -7,6 +7,7 @@ import secrets
 from ray.serve.handle import DeploymentHandle
 
 from deployments.remote import RemoteBackend
+from serve import logs
 from serve.jobs.dispatcher import Dispatcher as Jobs
 from serve.jobs.outbox import Outbox
 from serve.jobs.store import store_of
@@ -18,6 +19,7 @@ POLL_S = 2.0  # short enough not to hold up a shutdown
 
 class Dispatcher:
     async def __init__(self, settings: Settings, text_encoder: DeploymentHandle, denoiser: DeploymentHandle) -> None:  # type: ignore[misc]  # Ray Serve awaits it
+        logs.configure(settings.log_format)
         self._jobs = Jobs(settings, RemoteBackend(text_encoder, denoiser), store_of(settings))
         await self._jobs.open()
         self._epoch = secrets.token_hex(8)

@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 from fastapi import FastAPI
 from ray.serve.handle import DeploymentHandle
 
-from deployments.remote import RemoteService
+from deployments.remote import RemoteService, detached
 from deployments.replica import replica_id
+from serve import logs
 from serve.api.app import create_app
 from serve.assets.store import LocalAssets
 from serve.settings import Settings
 from serve.tokens import PromptTokens
 
+SWEEP_EVERY_S, KEEP_PREVIEWS_S = 600.0, 3600.0
+
 
 class Gateway:
     async def __init__(self, settings: Settings, folder: Path, dispatcher: DeploymentHandle) -> None:  # type: ignore[misc]  # Ray Serve awaits it
+        logs.configure(settings.log_format)
         self._settings = settings
         self._service = RemoteService(dispatcher, replica_id())
         self._service.open()
         self._assets = LocalAssets(settings.data / "assets")
         self._prompts = PromptTokens(folder / "tokenizer")
+        self._sweeping = detached(self._sweep_previews())
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Ray Serve's proxy puts the request id on every answer itself."""
         return create_app(self._service, self._assets, self._prompts, self._settings, echo_request_id=False)
+
+    async def _sweep_previews(self) -> None:
+        """Previews of jobs are kept for whoever joins late; all Gateways may sweep at once."""
+        while True:
+            await asyncio.sleep(SWEEP_EVERY_S)
+            await self._assets.sweep_previews(KEEP_PREVIEWS_S)

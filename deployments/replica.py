@@ -7,12 +7,14 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import structlog
+from grpc.aio import AioRpcError
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from deployments.remote import RemoteDispatcher, detached
+from deployments.remote import RemoteDispatcher, by_message, detached
+from serve import logs
 from serve.messages import Phase, ReplicaState, TaskPreview, TaskReport, TaskStepped
 from serve.settings import Settings
 
@@ -25,13 +27,14 @@ def replica_id() -> str:
 
 
 def dispatcher_handle() -> DeploymentHandle:
-    return serve.get_deployment_handle("Dispatcher", serve.get_replica_context().app_name)
+    return by_message(serve.get_deployment_handle("Dispatcher", serve.get_replica_context().app_name))
 
 
 class Membership:
     """A replica's link to the Dispatcher. Reports are coalesced to four messages a second over all its tasks."""
 
     def __init__(self, settings: Settings, state: ReplicaState) -> None:
+        logs.configure(settings.log_format)
         self._dispatcher = RemoteDispatcher(dispatcher_handle())
         self._every_s = settings.timeouts.heartbeat_s
         self._state = state
@@ -70,7 +73,7 @@ class Membership:
                 return
             try:
                 await self._dispatcher.report(reports)
-            except (RayError, RayServeException) as error:
+            except (RayError, RayServeException, AioRpcError) as error:
                 log.warning("progress was not delivered", error=type(error).__name__, reports=len(reports))
 
     def settle(self, task_id: str) -> None:
@@ -88,7 +91,7 @@ class Membership:
             self._changed.clear()
             try:
                 await self._dispatcher.heartbeat(self._refresh(self._state))
-            except (RayError, RayServeException) as error:
+            except (RayError, RayServeException, AioRpcError) as error:
                 log.warning("the dispatcher did not take a heartbeat", error=type(error).__name__)
             try:
                 await asyncio.wait_for(self._changed.wait(), self._every_s)

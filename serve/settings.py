@@ -54,7 +54,6 @@ class TimeoutSettings(_Section):
     """Seconds."""
 
     request_s: float = Field(300, gt=0, description="a synchronous call that waits longer is cancelled, 503")
-    shutdown_s: float = Field(120, gt=0, description="running jobs may finish this long after a stop")
     heartbeat_s: float = Field(2, gt=0, description="a replica silent for five of these is no longer given work")
 
 
@@ -69,6 +68,7 @@ class Settings(_Section):
         None, pattern=r"^postgresql\+psycopg://", description="of jobs; default: SQLite in `data`"
     )
     jobs_ttl_s: int = Field(30 * 24 * 3600, ge=1, description="ended jobs are forgotten after this long")
+    log_format: Literal["console", "json"] = "console"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     threads: int = Field(1, ge=1, le=256, description="CPU threads of one GPU replica's tensor work")

@@ -40,7 +40,7 @@ class Shares:
         others = [head for head in heads if head is not None and head is not job]
         if any(head.rank < job.rank for head in others):
             return 1
-        return min([images, *(-(-self._missing(head) // job.cost) for head in others)])
+        return max(1, min([images, *(-(-self._missing(head) // job.cost) for head in others)]))
 
     def charge(self, job: Waiting, images: int, heads: Heads) -> None:
         """`images` of `job` are placed while `heads` wait."""
