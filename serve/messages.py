@@ -121,7 +121,7 @@ class ErrorInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """Something that happened to a job. `seq` counts from 1 within the job; `at` is Unix time in seconds."""
+    """Something that happened to a job. `seq` only grows within the job, also across restarts; `at` is Unix seconds."""
 
     job_id: str
     seq: int

@@ -16,6 +16,7 @@ from serve.jobs.record import JobRecord
 log = structlog.get_logger()
 
 WINDOW_S = 0.003
+NOTE_S = 0.5  # what nobody waits for is committed this late, or with the next that somebody does
 RETRY_S = 0.2
 
 Outcome = JobRecord | ZImageError
@@ -83,6 +84,7 @@ class GroupCommit:
         self._batch = Batch()
         self._work = asyncio.Event()
         self._failure: Exception | None = None
+        self._timer: asyncio.TimerHandle | None = None
         self._running = asyncio.create_task(self._run())
 
     @property
@@ -90,6 +92,14 @@ class GroupCommit:
         """What the next transaction takes along. Raises StaleWriter, or whatever has ended this writer."""
         self.check()
         self._work.set()
+        return self._batch
+
+    @property
+    def leisurely(self) -> Batch:
+        """The same batch, but nobody waits for it. Raises as `batch`."""
+        self.check()
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(NOTE_S, self._work.set)
         return self._batch
 
     def check(self) -> None:
@@ -109,6 +119,9 @@ class GroupCommit:
             await self._work.wait()
             await asyncio.sleep(WINDOW_S)
             self._work.clear()
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
             batch, self._batch = self._batch, Batch()
             try:
                 batch.acknowledge(await self._commit(batch))

@@ -50,7 +50,7 @@ class JobStore(Protocol):
         """Returns after the commit. A job that has ended never changes again."""
 
     def note(self, record: JobRecord) -> None:
-        """Saves with the next commit, for which nobody waits."""
+        """Saves soon, with the next commit that somebody waits for or within half a second."""
 
     async def unfinished(self) -> list[JobRecord]:
         """Oldest first."""
@@ -107,7 +107,8 @@ class SqlJobStore:
         await self._batch.applying()
 
     def note(self, record: JobRecord) -> None:
-        self._batch.saves[record.id] = record
+        assert self._writes is not None, "the store is not open"
+        self._writes.leisurely.saves[record.id] = record
 
     async def unfinished(self) -> list[JobRecord]:
         return await self._read(
@@ -119,6 +120,8 @@ class SqlJobStore:
         return found[0] if found else None
 
     async def find(self, query: JobQuery) -> list[JobRecord]:
+        if query.statuses and self._batch.saves:
+            await self._batch.applying()  # what was noted is looked for, too
         statement = select(jobs).order_by(jobs.c.id.desc()).limit(query.limit)
         if query.user is not None:
             statement = statement.where(jobs.c.user == query.user)

@@ -13,6 +13,7 @@ from sqlalchemy import create_engine
 from ulid import ULID
 
 from serve.errors import IdempotencyKeyReused, StaleWriter
+from serve.jobs.commits import NOTE_S
 from serve.jobs.record import JobRecord
 from serve.jobs.store import KEYS_KEPT_S, SqlJobStore, store_of
 from serve.jobs.tables import metadata
@@ -71,6 +72,15 @@ async def test_a_note_is_saved_with_the_next_commit(store: SqlJobStore) -> None:
     found = await store.get(job.id)
     assert found is not None
     assert found.status is JobStatus.RUNNING
+
+
+async def test_a_note_is_found_before_its_commit_and_saved_without_another(store: SqlJobStore) -> None:
+    job, other = await store.add(record()), await store.add(record())
+    store.note(replace(job, status=JobStatus.RUNNING))
+    assert [found.id for found in await store.find(JobQuery(statuses=frozenset({JobStatus.RUNNING})))] == [job.id]
+    store.note(replace(other, status=JobStatus.RUNNING))
+    await asyncio.sleep(NOTE_S + 0.5)
+    assert [found.status for found in await store.unfinished()] == [JobStatus.RUNNING] * 2
 
 
 async def test_a_job_that_has_ended_never_changes_again(store: SqlJobStore) -> None:
