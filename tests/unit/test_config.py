@@ -189,3 +189,8 @@ def test_command(config: Path):
             "hint": "did you mean 'port'?",
         }
     ]
+
+
+@pytest.mark.parametrize("path", sorted(Path("config").glob("serve*.yaml")), ids=str)
+def test_shipped_files_have_no_problem(path: Path):
+    assert check(path) == []
