@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import httpx
@@ -38,10 +39,12 @@ async def test_a_socket_hears_of_all_jobs(server: Server) -> None:
     ):
         await socket.send(json.dumps({"type": "subscribe", "jobs": "mine"}))
         job = (await client.post("/v1/jobs", json=JOB | {"num_inference_steps": 8})).json()
-        while True:
-            event = json.loads(await socket.recv())
-            if event.get("job_id") == job["id"] and event["type"] == "job.succeeded":
-                break
+        heard: list[str] = []
+        async with asyncio.timeout(30):
+            while "job.succeeded" not in heard:
+                event = json.loads(await socket.recv())
+                heard += [event["type"]] if event.get("job_id") == job["id"] else []
+    assert heard.count("job.succeeded") == 1
 
 
 async def test_an_idempotency_key_is_one_job(server: Server) -> None:
