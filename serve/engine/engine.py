@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+import structlog
 import torch
 from torch import Tensor
 
@@ -19,6 +20,8 @@ from serve.engine.schedule import Entry, Policy, Shape
 from serve.engine.zimage import Caption, Row, Schedule, ZImageTransformer, pad_length, unpatchify
 from serve.errors import DeadlineExceeded, ZImageError
 from serve.step_times import StepTimes
+
+log = structlog.get_logger()
 
 OnStep = Callable[[int, Pixels | None], None]
 
@@ -238,10 +241,10 @@ class Engine:
             for flight in batch:
                 self._advance([flight])
             return
-        del self._flights[batch[0].entry.id]
-        failure = ZImageError("the model failed on this request") if not isinstance(error, ZImageError) else error
-        failure.__cause__ = error
-        batch[0].outcome.error(failure)
+        task_id = batch[0].entry.id
+        del self._flights[task_id]
+        log.error("a step failed", task_id=task_id, exc_info=error)  # its caller is told no more than that
+        batch[0].outcome.error(ZImageError("the model failed on this request"))
 
     def _velocities(self, batch: list[_Flight]) -> list[Tensor]:
         """dx/dσ [N, 4 * C] per flight; guided ones combine two rows as diffusers does."""

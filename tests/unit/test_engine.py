@@ -80,7 +80,9 @@ async def test_past_a_hard_deadline_it_is_dropped_and_past_a_soft_one_it_is_not(
     assert isinstance(await engine.denoise(generation(deadline=late), ignore), Denoised)
 
 
-async def test_a_poisonous_member_fails_alone(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_poisonous_member_fails_alone(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     forward = engine.transformer.velocity
 
     def brittle(rows: list[Row]) -> torch.Tensor:
@@ -96,6 +98,7 @@ async def test_a_poisonous_member_fails_alone(engine: Engine, monkeypatch: pytes
     )
     assert [type(outcome) for outcome in outcomes] == [Denoised, ZImageError, Denoised]
     assert "kernel" not in str(outcomes[1])
+    assert "a kernel failed" in "".join(capfd.readouterr()), "the operator's log has the reason"
 
 
 async def test_an_embedding_of_the_wrong_size_fails_only_its_own_request(engine: Engine) -> None:
