@@ -219,7 +219,7 @@ class Task:
 class Generated:
     """A replica's one answer to a task: when its first step began (Unix seconds), and seconds spent on it.
 
-    A batch counts for each of its members.
+    A batch counts for each of its members, but its one execution is shared among them: `executions` is this one's part.
     """
 
     image: StoredImage
@@ -227,6 +227,8 @@ class Generated:
     encode_s: float
     denoise_s: float
     decode_s: float
+    file_s: float = 0.0
+    executions: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -258,8 +260,25 @@ class Phase(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GpuState:
+    """A device as its driver sees it, all processes on it together; None where the driver does not say (MIG).
+
+    `utilization` is the share of time in which a kernel ran, 0 to 1.
+    """
+
+    uuid: str
+    utilization: float | None
+    power_w: float | None
+    memory_used: int
+    memory_total: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaState:
-    """A GPU replica as it registers with the Dispatcher and repeats in every heartbeat."""
+    """A GPU replica as it registers with the Dispatcher and repeats in every heartbeat.
+
+    `warmup_s` is the time from the start of its process to ready.
+    """
 
     replica_id: str
     role: Literal["text_encoder", "denoiser"]
@@ -269,7 +288,10 @@ class ReplicaState:
     slots: int = 0
     step_times: dict[str, dict[str, float]] = field(default_factory=dict)
     vram_used: int | None = None
+    vram_reserved: int | None = None
     vram_total: int | None = None
+    gpu: GpuState | None = None
+    warmup_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,61 @@
+"""Counting in one process what is scraped in another: a recorder here, a tally on the way, the registry there."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+
+Series = tuple[str, tuple[str, ...]]  # a metric's name, and the values of its labels in the order of the catalog
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """What was counted since the tally before. `number` grows by one each: who takes one twice knows it."""
+
+    number: int
+    counts: dict[Series, float] = field(default_factory=dict)
+    observed: dict[Series, list[float]] = field(default_factory=dict)
+
+
+class Recorder:
+    """May be used from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counts: dict[Series, float] = {}
+        self._observed: dict[Series, list[float]] = {}
+        self._number = 0
+
+    def count(self, name: str, *labels: str, by: float = 1.0) -> None:
+        with self._lock:
+            self._counts[name, labels] = self._counts.get((name, labels), 0.0) + by
+
+    def observe(self, name: str, value: float, *labels: str) -> None:
+        with self._lock:
+            self._observed.setdefault((name, labels), []).append(value)
+
+    def drain(self) -> Tally | None:
+        """None when nothing has happened."""
+        with self._lock:
+            if not self._counts and not self._observed:
+                return None
+            self._number += 1
+            tally = Tally(self._number, self._counts, self._observed)
+            self._counts, self._observed = {}, {}
+        return tally
+
+
+class Deduplicated:
+    """Takes each tally of each sender once, also when its answer was lost and it came again."""
+
+    def __init__(self) -> None:
+        self._newest: dict[str, int] = {}
+
+    def new(self, sender: str, tally: Tally) -> bool:
+        if tally.number <= self._newest.get(sender, 0):
+            return False
+        self._newest[sender] = tally.number
+        return True
+
+    def forget(self, sender: str) -> None:
+        self._newest.pop(sender, None)
