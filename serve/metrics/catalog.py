@@ -57,6 +57,13 @@ CATALOG: tuple[Spec, ...] = (
     Spec("gauge", "zimage_vram_total_bytes", "GPU memory of the replica's device", ("replica",)),
     Spec("gauge", "zimage_gpu_utilization_ratio", "share of time in which a kernel ran, 0 to 1", ("replica",)),
     Spec("gauge", "zimage_gpu_power_watts", "power that the replica's device draws", ("replica",)),
+    # the asset store, webhooks, quotas
+    Spec("gauge", "zimage_store_free_bytes", "room in the local asset store; without a sample for S3"),
+    Spec("gauge", "zimage_store_assets", "pictures in the asset store"),
+    Spec("gauge", "zimage_store_bytes", "bytes of these pictures"),
+    Spec("gauge", "zimage_cache_entries", "results that the cache can answer with"),
+    Spec("counter", "zimage_webhook_deliveries_total", "attempts to deliver a webhook, by outcome", ("outcome",)),
+    Spec("counter", "zimage_quota_charged_total", "charged against quotas, refunds not deducted", ("unit",)),
     # the HTTP door
     Spec("counter", "zimage_http_requests_total", "answers, by route and status", ("route", "status")),
     Spec("histogram", "zimage_http_request_duration_seconds", "request to end of answer", ("route",), WAIT_S),
