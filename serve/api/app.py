@@ -11,9 +11,11 @@ from serve.api import errors, events, jobs, openai, ops, ws
 from serve.api.deps import Door
 from serve.api.docs import DocumentedApp
 from serve.api.envelope import Envelope
+from serve.api.measured import Measured
 from serve.assets.links import open_links
 from serve.assets.store import AssetStore
 from serve.jobs.service import ImageService
+from serve.metrics.tally import Recorder
 from serve.settings import Settings
 from serve.tokens import PromptTokens
 
@@ -25,8 +27,12 @@ def create_app(
     settings: Settings,
     *,
     echo_request_id: bool = True,
+    recorder: Recorder | None = None,
 ) -> FastAPI:
-    """`echo_request_id=False` behind Ray Serve, which puts the request's X-Request-ID on the answer itself."""
+    """`echo_request_id=False` behind Ray Serve, which puts the request's X-Request-ID on the answer itself.
+
+    `recorder` counts the answers of this process.
+    """
     app = DocumentedApp(title="Z-Image serving", version="1", redoc_url=None, redirect_slashes=False)
     app.state.door = Door(
         service=service,
@@ -40,4 +46,5 @@ def create_app(
         app.include_router(concern.router)
     errors.install(app)
     app.add_middleware(Envelope, echo=echo_request_id)
+    app.add_middleware(Measured, recorder=recorder or Recorder())
     return app

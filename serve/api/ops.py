@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 
 from serve.api.deps import TheDoor
@@ -24,6 +24,11 @@ async def readyz(door: TheDoor) -> JSONResponse:
     status = await door.service.status()
     headers = {} if status.ready else {"Retry-After": str(max(math.ceil(status.eta_seconds or 0), 1))}
     return JSONResponse(_shown(status), 200 if status.ready else 503, headers)
+
+
+@router.get("/metrics", summary="Prometheus: the whole service, the same from every Gateway", response_class=Response)
+async def metrics(door: TheDoor) -> Response:
+    return Response(await door.service.metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 def _shown(status: ServiceStatus) -> dict[str, Any]:

@@ -32,3 +32,6 @@ class ImageService(Protocol):
         """Cancels it where needed and drops the record; returns what it was. Raises NotFound."""
 
     async def status(self) -> ServiceStatus: ...
+
+    async def metrics(self) -> str:
+        """The whole service in Prometheus' text format, every answer that was given before included."""
