@@ -11,6 +11,7 @@ from serve.errors import ZImageError
 ImageFormat = Literal["png", "jpeg", "webp"]
 Priority = Literal["interactive", "standard", "batch"]
 PRIORITIES: tuple[Priority, ...] = ("interactive", "standard", "batch")
+CacheUse = Literal["hit", "miss", "join"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +46,11 @@ class ImageRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Submission:
-    """A request on its way into the queue. `job_id` is a ULID minted by the caller: submitting it twice is one job."""
+    """A request on its way into the queue. `job_id` is a ULID minted by the caller: submitting it twice is one job.
+
+    `seeded` says that the caller chose the seed: a picture of a random one is never answered from the cache, nor kept
+    in it. With `cache="skip"` a result is neither looked up nor shared while it is drawn, but kept for others.
+    """
 
     job_id: str
     request: ImageRequest
@@ -54,6 +59,8 @@ class Submission:
     priority: Priority = "interactive"
     deadline_ms: int | None = None
     previews: int = 0
+    seeded: bool = False
+    cache: Literal["auto", "skip"] = "auto"
     idempotency_key: str | None = None
     body_sha256: str | None = None
     parent_id: str | None = None
@@ -120,6 +127,15 @@ class ErrorInfo:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ImageError:
+    """Why picture `image` of a job is missing, while others of it are there."""
+
+    image: int
+    seed: int
+    error: ErrorInfo
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
     """Something that happened to a job. `seq` only grows within the job, also across restarts; `at` is Unix seconds."""
 
@@ -171,8 +187,15 @@ class Terminal(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Succeeded(Terminal):
+    """`cache` says whether its pictures were there, were drawn for it, or for an identical job that it joined.
+
+    `errors` names the pictures that are missing; one at least is there.
+    """
+
     images: tuple[StoredImage, ...]
     timings: Timings
+    cache: CacheUse = "miss"
+    errors: tuple[ImageError, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -259,13 +282,18 @@ class Phase(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaState:
-    """A GPU replica as it registers with the Dispatcher and repeats in every heartbeat."""
+    """A GPU replica as it registers with the Dispatcher and repeats in every heartbeat.
+
+    Denoisers with the same `engine` draw the same pictures: it names weights, code, device and precision. Empty is
+    unknown, and nothing is cached then.
+    """
 
     replica_id: str
     role: Literal["text_encoder", "denoiser"]
     phase: Phase
     fraction: float = 0.0
     device: str = ""
+    engine: str = ""
     slots: int = 0
     step_times: dict[str, dict[str, float]] = field(default_factory=dict)
     vram_used: int | None = None
@@ -312,6 +340,8 @@ class JobView:
     eta_seconds: float | None = None
     images: tuple[StoredImage, ...] = ()
     timings: Timings | None = None
+    cache: CacheUse = "miss"
+    errors: tuple[ImageError, ...] = ()
     error: ErrorInfo | None = None
     parent_id: str | None = None
 

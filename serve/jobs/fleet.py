@@ -47,6 +47,7 @@ class Fleet:
     def __init__(self, heartbeat_s: float) -> None:
         self._silence_s = SILENT_BEATS * heartbeat_s
         self._replicas: dict[str, Replica] = {}
+        self._engine = ""
 
     def beat(self, state: ReplicaState, now: float) -> bool:
         """Takes a heartbeat; True when the replica became ready with it."""
@@ -57,6 +58,8 @@ class Fleet:
             self._replicas[state.replica_id] = Replica(state, now, times)
         else:
             known.state, known.beat, known.times = state, now, times
+        engines = {r.state.engine for r in self._role("denoiser") if r.state.phase is Phase.READY}
+        self._engine = "+".join(sorted(engines)) if engines else self._engine
         return state.phase is Phase.READY and not ready_before
 
     def drop(self, replica_id: str) -> set[str]:
@@ -88,6 +91,11 @@ class Fleet:
 
     def ready(self, role: str) -> int:
         return sum(replica.state.phase is Phase.READY for replica in self._role(role))
+
+    @property
+    def engine(self) -> str:
+        """What draws the pictures: that of the ready denoisers, or of those that were the last."""
+        return self._engine
 
     def times(self) -> StepTimes:
         """Of any ready denoiser; empty while there is none."""
