@@ -29,6 +29,7 @@ STUCK_S = 120.0  # far longer than any step; a device that answers nothing for s
 class Denoiser:
     async def __init__(self, settings: Settings, folder: Path) -> None:  # type: ignore[misc]  # Ray Serve awaits it
         from serve.engine.generator import Generator  # noqa: PLC0415
+        from serve.engine.identity import identity_of  # noqa: PLC0415
         from serve.engine.open import Placement, open_engine  # noqa: PLC0415
 
         placement = Placement.choose(settings)
@@ -47,7 +48,8 @@ class Denoiser:
         self._generator = Generator(
             self._engine, self._decode, LocalAssets(settings.data / "assets"), ThreadPoolExecutor(2, "files")
         )
-        self._membership.ready(state, self._measured)
+        identity = await asyncio.to_thread(identity_of, folder, str(placement))
+        self._membership.ready(replace(state, engine=identity), self._measured)
 
     async def generate(self, task: Task, embedding: Embedding, negative: Embedding | None = None) -> Generated:
         """Answers once, when the picture is stored; a cancelled call stops it at the next step."""

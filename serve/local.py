@@ -15,6 +15,7 @@ from serve.assets.store import LocalAssets
 from serve.engine.decode import Pixels
 from serve.engine.engine import Engine
 from serve.engine.generator import Generator
+from serve.engine.identity import identity_of
 from serve.engine.open import Placement, open_engine, open_text_encoder
 from serve.engine.text import Embedding, TextEncoder
 from serve.jobs.dispatcher import Dispatcher
@@ -31,7 +32,7 @@ class LocalService(Dispatcher):
     """ImageService over engines in this process, with the store and the tokenizer that the API needs."""
 
     def __init__(self, settings: Settings, backend: LocalBackend, assets: LocalAssets, folder: Path) -> None:
-        super().__init__(settings, backend, store_of(settings))
+        super().__init__(settings, backend, store_of(settings), assets)
         self.assets = assets
         self.prompts = PromptTokens(folder / "tokenizer")
 
@@ -69,8 +70,9 @@ async def open_service(settings: Settings) -> AsyncIterator[LocalService]:
         service = LocalService(settings, backend, assets, folder)
         backend.service = service
         await service.open()
-        _beat(service, settings, engine)
-        beats = asyncio.create_task(_keep_beating(service, settings, engine))
+        identity = await asyncio.to_thread(identity_of, folder, str(Placement.choose(settings)))
+        _beat(service, settings, engine, identity)
+        beats = asyncio.create_task(_keep_beating(service, settings, engine, identity))
         try:
             yield service
         finally:
@@ -92,19 +94,20 @@ def _load(
     return LocalBackend(open_text_encoder(settings, folder, placement), generator, texts), engine
 
 
-async def _keep_beating(service: Dispatcher, settings: Settings, engine: Engine) -> None:
+async def _keep_beating(service: Dispatcher, settings: Settings, engine: Engine, identity: str) -> None:
     while True:
         await asyncio.sleep(settings.timeouts.heartbeat_s)
-        _beat(service, settings, engine)
+        _beat(service, settings, engine, identity)
 
 
-def _beat(service: Dispatcher, settings: Settings, engine: Engine) -> None:
+def _beat(service: Dispatcher, settings: Settings, engine: Engine, identity: str) -> None:
     text_encoder = ReplicaState(replica_id="local-text-encoder", role="text_encoder", phase=Phase.READY)
     service.heartbeat(text_encoder)
     denoiser = ReplicaState(
         replica_id="local-denoiser",
         role="denoiser",
         phase=Phase.READY,
+        engine=identity,
         slots=settings.scheduler.window,
         step_times=engine.times.to_table(),
     )

@@ -11,6 +11,7 @@ from serve.errors import ZImageError
 ImageFormat = Literal["png", "jpeg", "webp"]
 Priority = Literal["interactive", "standard", "batch"]
 PRIORITIES: tuple[Priority, ...] = ("interactive", "standard", "batch")
+CacheUse = Literal["hit", "miss", "join"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +46,11 @@ class ImageRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Submission:
-    """A request on its way into the queue. `job_id` is a ULID minted by the caller: submitting it twice is one job."""
+    """A request on its way into the queue. `job_id` is a ULID minted by the caller: submitting it twice is one job.
+
+    `seeded` says that the caller chose the seed: a picture of a random one is never answered from the cache, nor kept
+    in it. With `cache="skip"` a result is neither looked up nor shared while it is drawn, but kept for others.
+    """
 
     job_id: str
     request: ImageRequest
@@ -54,6 +59,8 @@ class Submission:
     priority: Priority = "interactive"
     deadline_ms: int | None = None
     previews: int = 0
+    seeded: bool = False
+    cache: Literal["auto", "skip"] = "auto"
     idempotency_key: str | None = None
     body_sha256: str | None = None
     parent_id: str | None = None
@@ -120,6 +127,15 @@ class ErrorInfo:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ImageError:
+    """Why picture `image` of a job is missing, while others of it are there."""
+
+    image: int
+    seed: int
+    error: ErrorInfo
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
     """Something that happened to a job. `seq` only grows within the job, also across restarts; `at` is Unix seconds."""
 
@@ -171,8 +187,15 @@ class Terminal(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Succeeded(Terminal):
+    """`cache` says whether its pictures were there, were drawn for it, or for an identical job that it joined.
+
+    `errors` names the pictures that are missing; one at least is there.
+    """
+
     images: tuple[StoredImage, ...]
     timings: Timings
+    cache: CacheUse = "miss"
+    errors: tuple[ImageError, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,11 +238,24 @@ class Task:
         return self.request.seed + self.image
 
 
+Series = tuple[str, tuple[str, ...]]  # a metric's name, and the values of its labels in the order of the catalog
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """What was counted since the tally before. `number` grows by one each: who takes one twice knows it."""
+
+    number: int
+    counts: dict[Series, float] = field(default_factory=dict)
+    observed: dict[Series, list[float]] = field(default_factory=dict)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Generated:
     """A replica's one answer to a task: when its first step began (Unix seconds), and seconds spent on it.
 
     A batch counts for each of its members, but its one execution is shared among them: `executions` is this one's part.
+    `tally` is what the replica has counted since its last one.
     """
 
     image: StoredImage
@@ -229,6 +265,7 @@ class Generated:
     decode_s: float
     file_s: float = 0.0
     executions: float = 0.0
+    tally: Tally | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -277,7 +314,8 @@ class GpuState:
 class ReplicaState:
     """A GPU replica as it registers with the Dispatcher and repeats in every heartbeat.
 
-    `warmup_s` is the time from the start of its process to ready.
+    Denoisers with the same `engine` draw the same pictures: it names weights, code, device and precision. Empty is
+    unknown, and nothing is cached then. `warmup_s` is the time from the start of its process to ready.
     """
 
     replica_id: str
@@ -285,6 +323,7 @@ class ReplicaState:
     phase: Phase
     fraction: float = 0.0
     device: str = ""
+    engine: str = ""
     slots: int = 0
     step_times: dict[str, dict[str, float]] = field(default_factory=dict)
     vram_used: int | None = None
@@ -334,6 +373,8 @@ class JobView:
     eta_seconds: float | None = None
     images: tuple[StoredImage, ...] = ()
     timings: Timings | None = None
+    cache: CacheUse = "miss"
+    errors: tuple[ImageError, ...] = ()
     error: ErrorInfo | None = None
     parent_id: str | None = None
 

@@ -25,6 +25,16 @@ class QueueSettings(_Section):
     max_attempts: int = Field(3, ge=1, description="a job that lost its replica this often fails")
 
 
+class CacheSettings(_Section):
+    """Results that are asked for again; their files are the pictures of the jobs that drew them."""
+
+    enabled: bool = Field(True, description="answer identical requests from finished pictures, and draw them once")
+    shared: bool = Field(False, description="reuse pictures across users; else each user only gets his own")
+    ttl_s: int = Field(7 * 24 * 3600, ge=1, description="pictures older than this are drawn again")
+    max_bytes: int = Field(4 << 30, ge=0, description="of the pictures that are remembered, least recently used go")
+    embedding_bytes: int = Field(256 << 20, ge=0, description="of prompt embeddings kept by a TextEncoder; 0: none")
+
+
 class SchedulerSettings(_Section):
     """Who takes the next denoising step on a replica."""
 
@@ -83,6 +93,7 @@ class Settings(_Section):
     secret_key: str | None = Field(None, min_length=32, description="signs links; default: a secret in `data`")
     link_ttl_s: int = Field(3600, ge=1)
     queue: QueueSettings = QueueSettings()
+    cache: CacheSettings = CacheSettings()
     scheduler: SchedulerSettings = SchedulerSettings()
     limits: LimitSettings = LimitSettings()
     timeouts: TimeoutSettings = TimeoutSettings()

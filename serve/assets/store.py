@@ -12,7 +12,7 @@ import secrets
 import shutil
 import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -72,6 +72,12 @@ class AssetStore(Protocol):
     async def stat(self, asset_id: str) -> AssetInfo:
         """Raises NotFound."""
 
+    async def link(self, source_id: str, target_id: str, metadata: dict[str, Any]) -> AssetInfo:
+        """The same bytes under another id, whole or not at all, without copying them where the store can.
+
+        Raises NotFound when the source is gone or damaged, and StoreFull.
+        """
+
     async def delete(self, asset_id: str) -> None:
         """Nothing when it does not exist."""
 
@@ -110,6 +116,9 @@ class LocalAssets:
 
     async def stat(self, asset_id: str) -> AssetInfo:
         return await asyncio.to_thread(self._stat, asset_id)
+
+    async def link(self, source_id: str, target_id: str, metadata: dict[str, Any]) -> AssetInfo:
+        return await asyncio.to_thread(self._link, source_id, target_id, metadata)
 
     async def delete(self, asset_id: str) -> None:
         await asyncio.to_thread(self._delete, asset_id)
@@ -154,7 +163,24 @@ class LocalAssets:
             metadata=metadata,
         )
         _replace(base.with_suffix(f".{format}"), data)
-        _replace(base.with_suffix(".json"), json.dumps(asdict(info), ensure_ascii=False, indent=1).encode())
+        _replace(base.with_suffix(".json"), _record(info))
+
+    def _link(self, source_id: str, target_id: str, metadata: dict[str, Any]) -> AssetInfo:
+        source = self._stat(source_id)
+        path, target = (self._base(id).with_suffix(f".{source.format}") for id in (source_id, target_id))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        draft = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+        try:
+            os.link(path, draft)
+        except FileNotFoundError:
+            raise _no_asset(source_id) from None
+        if draft.stat().st_size != source.bytes:
+            draft.unlink()
+            raise _no_asset(source_id)
+        os.replace(draft, target)
+        info = replace(source, asset_id=target_id, created_at=time.time(), metadata=metadata)
+        _replace(self._base(target_id).with_suffix(".json"), _record(info))
+        return info
 
     def _read(self, asset_id: str) -> Asset:
         info = self._stat(asset_id)
@@ -190,6 +216,10 @@ def _checked(pattern: re.Pattern[str], name: str) -> str:
     if not pattern.fullmatch(name):
         raise _no_asset(name)
     return name
+
+
+def _record(info: AssetInfo) -> bytes:
+    return json.dumps(asdict(info), ensure_ascii=False, indent=1).encode()
 
 
 def _no_asset(name: str) -> NotFound:

@@ -2,33 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 
 from serve.errors import ZImageError
 from serve.jobs.job import Job
+from serve.jobs.record import JobRecord
+from serve.jobs.status import DEPLOYMENTS
 from serve.messages import (
     PRIORITIES,
+    CacheUse,
     Canceled,
     Expired,
     Failed,
     Generated,
-    JobStatus,
-    Phase,
-    ReplicaState,
+    StoredImage,
+    Submission,
     Succeeded,
+    Tally,
 )
 from serve.metrics.registry import Registry, Snapshot
 from serve.metrics.statistics import Reason, Statistics
+from serve.metrics.tally import Deduplicated
 
 SLO_ALPHAS = (3, 5)  # times the seconds that a job takes on an idle service
-DEPLOYMENTS = {"text_encoder": "TextEncoder", "denoiser": "Denoiser"}
 _ENDS = ("succeeded", "failed", "canceled", "expired")
 _MISSED = {"queue_full", "deadline_infeasible"}
 
 
 class Accounting:
-    def __init__(self, model: str, snapshot: Callable[[], Snapshot]) -> None:
+    """`solo` says how many seconds a job would take on an idle service."""
+
+    def __init__(self, model: str, snapshot: Callable[[], Snapshot], solo: Callable[[Submission], float]) -> None:
         self.model = model
+        self._solo = solo
+        self._tallies = Deduplicated()
         self.statistics = Statistics(model)
         self.registry = Registry(self.statistics, snapshot)
         self._declare()
@@ -40,17 +47,29 @@ class Accounting:
         if error.code in _MISSED:
             self._slo(met=lambda _: False)
 
-    def ended(self, job: Job, phase: JobStatus) -> None:
-        """`phase` is what the job was doing when its end was decided."""
+    def answered(self, record: JobRecord) -> None:
+        """From the result cache, as it came."""
+        submission, timings = record.submission, record.timings
+        assert timings is not None
+        took_s = timings.total_ms / 1e3
+        self.registry.count("zimage_jobs_total", self.model, submission.priority, str(record.status))
+        self.statistics.pipeline.cache_hit.add(took_s)
+        self._success(submission, record.images, "hit", took_s, 0.0)
+
+    def ended(self, job: Job) -> None:
+        """When its end is decided, before anybody is told."""
         end, submission = job.end, job.submission
         assert end is not None
         took_s = end.at - job.created_at
         status = str(job.record().status)
         self.registry.count("zimage_jobs_total", self.model, submission.priority, status)
         if isinstance(end, Succeeded):
-            self._succeeded(job, end, took_s)
+            waited_s = end.timings.queue_ms / 1e3
+            self._success(submission, end.images, job.cache, took_s, waited_s)
+            self.statistics.pipeline.cache_miss.add(took_s)
+            self.statistics.denoiser.queue.add(waited_s)
         elif isinstance(end, Canceled):
-            self.registry.count("zimage_cancellations_total", "queued" if phase is JobStatus.QUEUED else "running")
+            self.registry.count("zimage_cancellations_total", "queued" if job.started_at is None else "running")
             self._fail("CANCELED", took_s)
         else:
             self._fail("BACKEND" if isinstance(end, Failed) else "OTHER", took_s)
@@ -84,16 +103,21 @@ class Accounting:
     def lost(self, role: str) -> None:
         self.registry.count("zimage_replica_restarts_total", DEPLOYMENTS[role])
 
-    def _succeeded(self, job: Job, end: Succeeded, took_s: float) -> None:
-        request, totals = job.submission.request, self.statistics.pipeline
-        waited_s = end.timings.queue_ms / 1e3
-        self.registry.count("zimage_images_total", self.model, request.output_format, by=len(end.images))
+    def tally(self, sender: str, tally: Tally | None) -> None:
+        """What another process has counted; each of its tallies counts once."""
+        if tally is not None and self._tallies.new(sender, tally):
+            self.registry.apply(tally)
+
+    def _success(
+        self, submission: Submission, images: Sequence[StoredImage], cache: CacheUse, took_s: float, waited_s: float
+    ) -> None:
+        self.registry.count("zimage_images_total", self.model, submission.request.output_format, by=len(images))
+        self.registry.count("zimage_cache_requests_total", "skip" if submission.cache == "skip" else cache)
         self.registry.observe("zimage_request_duration_seconds", took_s, self.model)
         self.registry.observe("zimage_queue_duration_seconds", waited_s, self.model)
-        totals.success.add(took_s)
-        totals.queue.add(waited_s)
-        self.statistics.denoiser.queue.add(waited_s)
-        solo_s = job.image_seconds * request.n
+        self.statistics.pipeline.success.add(took_s)
+        self.statistics.pipeline.queue.add(waited_s)
+        solo_s = self._solo(submission)
         self._slo(met=lambda alpha: took_s <= alpha * solo_s)
 
     def _fail(self, reason: Reason, seconds: float) -> None:
@@ -113,25 +137,8 @@ class Accounting:
             count("zimage_cancellations_total", phase, by=0)
         for deployment in DEPLOYMENTS.values():
             count("zimage_replica_restarts_total", deployment, by=0)
+        for result in ("hit", "miss", "join", "skip"):
+            count("zimage_cache_requests_total", result, by=0)
         for alpha in SLO_ALPHAS:
             for met in ("true", "false"):
                 count("zimage_slo_jobs_total", str(alpha), met, by=0)
-
-
-def replica_gauges(states: Iterable[ReplicaState]) -> dict[tuple[str, tuple[str, ...]], float]:
-    """Of the replicas that send heartbeats; what a replica does not know has no sample."""
-    gauges: dict[tuple[str, tuple[str, ...]], float] = {
-        ("zimage_replicas", (deployment, str(phase))): 0.0 for deployment in DEPLOYMENTS.values() for phase in Phase
-    }
-    for state in states:
-        gauges["zimage_replicas", (DEPLOYMENTS[state.role], str(state.phase))] += 1
-        known = {
-            "zimage_warmup_seconds": state.warmup_s,
-            "zimage_vram_used_bytes": state.vram_used,
-            "zimage_vram_reserved_bytes": state.vram_reserved,
-            "zimage_vram_total_bytes": state.vram_total,
-            "zimage_gpu_utilization_ratio": state.gpu.utilization if state.gpu else None,
-            "zimage_gpu_power_watts": state.gpu.power_w if state.gpu else None,
-        }
-        gauges |= {(name, (state.replica_id,)): value for name, value in known.items() if value is not None}
-    return gauges

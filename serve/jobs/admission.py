@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from serve.errors import DeadlineInfeasible, NotReady, QueueFull
 from serve.jobs.estimate import seconds_until_done, solo_seconds
 from serve.jobs.fleet import Fleet
+from serve.jobs.flights import Flights
 from serve.jobs.job import Job
 from serve.jobs.queue import JobQueue
 from serve.messages import Submission
@@ -17,28 +18,31 @@ from serve.settings import QueueSettings
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """`arriving` names the users of jobs that were let in and are being stored."""
+    """Jobs that wait for another one's pictures count as those that wait for a GPU."""
 
     bounds: QueueSettings
     fleet: Fleet
     queue: JobQueue
     jobs: Mapping[str, Job]
-    arriving: Mapping[str, str]
+    flights: Flights
 
-    def check(self, submission: Submission, was_ready: bool) -> None:
-        """Raises NotReady, QueueFull or DeadlineInfeasible. A service that was ready once queues through recoveries."""
+    def check(self, submission: Submission, was_ready: bool, *, joins: bool = False) -> None:
+        """Raises NotReady, QueueFull or DeadlineInfeasible. A service that was ready once queues through recoveries.
+
+        One that `joins` work under way is not asked whether its deadline could be met by a new one.
+        """
         if not was_ready:
             phase, _ = self.fleet.starting()
             hint = "try again when /readyz answers 200"
             raise NotReady(f"the service is starting: {phase}", hint=hint, retry_after=5)
         user = submission.user
-        waiting = len(self.queue) + len(self.arriving)
-        mine = self.queue.waiting_of(user) + sum(owner == user for owner in self.arriving.values())
+        waiting = len(self.queue) + self.flights.waiting_of()
+        mine = self.queue.waiting_of(user) + self.flights.waiting_of(user)
         if waiting >= self.bounds.max_depth:
             raise self._full(f"the queue is full: {waiting} of {self.bounds.max_depth} jobs are waiting")
         if mine >= self.bounds.max_depth_per_user:
             raise self._full(f"{mine} jobs of yours are waiting; {self.bounds.max_depth_per_user} may")
-        if submission.deadline_ms is not None:
+        if submission.deadline_ms is not None and not joins:
             self._check_feasible(submission, submission.deadline_ms)
 
     def _full(self, message: str) -> QueueFull:

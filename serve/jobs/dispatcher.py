@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from functools import partial
 from typing import Any, TypeVar
 
 import structlog
 
+from serve.assets.store import AssetStore
 from serve.errors import DeadlineExceeded, NotFound, ReplicaLost, StaleWriter, ZImageError
+from serve.jobs.accounting import Accounting
 from serve.jobs.admission import Admission
-from serve.jobs.deadlines import SoftDeadlines
-from serve.jobs.estimate import etas, seconds_until_done, solo_seconds
+from serve.jobs.estimate import solo_seconds
 from serve.jobs.fleet import Backend, Fleet
+from serve.jobs.flights import Flights
 from serve.jobs.job import Job, Listener
+from serve.jobs.memory import Memory
 from serve.jobs.placements import Placement, Placements
 from serve.jobs.queue import JobQueue
 from serve.jobs.record import JobRecord
+from serve.jobs.results import Results
+from serve.jobs.sharing import Sharing
+from serve.jobs.status import snapshot_of, status_of
 from serve.jobs.store import JobStore
+from serve.jobs.tasks import Tasks
+from serve.jobs.waiting import WaitingRoom
 from serve.messages import (
     Canceled,
     Canceling,
@@ -32,17 +39,19 @@ from serve.messages import (
     JobQuery,
     JobStatus,
     JobView,
-    Phase,
     Preview,
-    Queued,
     ReplicaState,
     ServiceStatus,
+    StoredImage,
     Submission,
     Succeeded,
+    Tally,
     TaskPreview,
     TaskReport,
     Terminal,
+    Timings,
 )
+from serve.metrics.registry import Snapshot
 from serve.settings import Settings
 
 log = structlog.get_logger()
@@ -50,49 +59,53 @@ T = TypeVar("T")
 
 POSITIONS_EVERY_S = 0.25
 PRUNE_EVERY_S = 3600.0
-KEEP_FINISHED_S = 600.0
-KEEP_FINISHED = 10_000
 
 
 class Dispatcher:
     """Plain Python on one event loop; implements ImageService. Open it before use, close it after."""
 
     def __init__(
-        self, settings: Settings, backend: Backend, store: JobStore, clock: Callable[[], float] = time.monotonic
+        self,
+        settings: Settings,
+        backend: Backend,
+        store: JobStore,
+        assets: AssetStore,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings = settings
         self._store = store
         self._clock = clock
-        self._fleet = Fleet(settings.timeouts.heartbeat_s)
+        self.accounting = Accounting(settings.served_model_name, self._snapshot, self._solo_s)
+        self._fleet = Fleet(settings.timeouts.heartbeat_s, self.accounting.lost)
         self._queue = JobQueue()
-        self._jobs: dict[str, Job] = {}
-        self._arriving: dict[str, str] = {}
-        self._admission = Admission(settings.queue, self._fleet, self._queue, self._jobs, self._arriving)
-        self._finished: dict[str, float] = {}
-        self._placements = Placements(backend, self._fleet, self, self._spawn)
-        self._soft_deadlines = SoftDeadlines()
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._jobs = Memory(clock)
+        self._arriving: dict[str, asyncio.Task[str]] = {}
+        self._room = WaitingRoom(self._queue, self._jobs, self._fleet, clock)
+        self._results = Results(settings.cache, store, assets)
+        self._flights = Flights(self._begin)
+        self._admission = Admission(settings.queue, self._fleet, self._queue, self._jobs, self._flights)
+        self._tasks = Tasks(self._superseded)
+        self._placements = Placements(backend, self._fleet, self, self._tasks.spawn)
+        self._sharing = Sharing(self._results, self._flights, self._room, self._placements, self, self._tasks.spawn)
         self._opened = clock()
         self._was_ready = False
-        self._moved = False
         self._stopped = False
 
     async def open(self) -> None:
         """Claims the store, and takes up what the Dispatcher before has left."""
         await self._store.open()
+        await self._results.load()
         left = [self._take_up(record) for record in await self._store.unfinished()]
         await asyncio.gather(*(self._store.save(job.record()) for job in left))
         self._was_ready = bool(left)  # who left jobs behind was ready once
-        self._publish_positions()
-        self._spawn(self._housekeeping())
-        self._spawn(self._prune())
+        self._room.publish()
+        self._tasks.spawn(self._housekeeping())
+        self._tasks.spawn(self._prune())
 
     async def close(self) -> None:
         """Jobs that have not ended go on when the store is opened again."""
         self._stop()
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.close()
         await self._store.close()
 
     async def check(self) -> None:
@@ -106,13 +119,13 @@ class Dispatcher:
     # --- ImageService
 
     async def submit(self, submission: Submission) -> str:
-        if submission.job_id in self._jobs:
-            return submission.job_id
-        if submission.idempotency_key is not None and (earlier := await self._store.repeated(submission)):
-            return earlier.id  # a repetition is answered even where a new job would be refused
-        self._admission.check(submission, self._was_ready)
-        self._arriving[submission.job_id] = submission.user
-        return await asyncio.shield(self._spawn(self._take_in(submission)))
+        arriving = self._arriving.get(submission.job_id)
+        if arriving is None:
+            if submission.job_id in self._jobs:
+                return submission.job_id
+            arriving = self._arriving[submission.job_id] = self._tasks.spawn(self._accept(submission))
+            arriving.add_done_callback(partial(self._arrived, submission.job_id))
+        return await asyncio.shield(arriving)
 
     async def watch(self, job_id: str, after: int = 0) -> AsyncIterator[Event]:
         events: asyncio.Queue[Event] = asyncio.Queue()
@@ -128,13 +141,15 @@ class Dispatcher:
 
     async def cancel(self, job_id: str) -> None:
         job = await self._find(job_id)
-        if job.end is None and job.status is JobStatus.RUNNING:
+        shared = self._flights.follows(job) or self._flights.followers(job)
+        if job.end is None and job.status is JobStatus.RUNNING and not shared:
+            self._flights.leave(job)  # nobody joins what is being stopped
             job.emit(Canceling)
-            self._spawn(self._finish_cancel(job))
+            self._tasks.spawn(self._finish_cancel(job))
             await self._store.save(job.record())
             return
-        if job.end is None and job.status is JobStatus.QUEUED:
-            self._end(job, Canceled)
+        if job.end is None and job.status is not JobStatus.CANCELING:
+            self.end(job, Canceled)
         if job.settling is not None:
             await asyncio.shield(job.settling)
 
@@ -142,9 +157,7 @@ class Dispatcher:
         return (await self._find(job_id)).view()
 
     async def find(self, query: JobQuery) -> list[JobView]:
-        records = await self._store.find(query)
-        views = [(self._jobs.get(record.id) or Job.restored(record)).view() for record in records]
-        return [view for view in views if not query.statuses or view.status in query.statuses]
+        return await self._jobs.find(self._store, query)
 
     async def delete(self, job_id: str) -> JobView:
         await self.cancel(job_id)
@@ -152,27 +165,14 @@ class Dispatcher:
             pass
         job = await self._find(job_id)
         await self._store.delete(job_id)
-        self._jobs.pop(job_id, None)
-        self._finished.pop(job_id, None)
+        self._jobs.forget(job_id)
         return job.view()
 
     async def status(self) -> ServiceStatus:
-        denoisers, text_encoders = self._fleet.ready("denoiser"), self._fleet.ready("text_encoder")
-        ready = denoisers > 0 and text_encoders > 0
-        phase, fraction = (Phase.READY, 1.0) if ready else self._fleet.starting()
-        active = [job for job in self._jobs.values() if not job.status.terminal]
-        queued = sum(job.status is JobStatus.QUEUED for job in active)
-        return ServiceStatus(
-            ready=ready,
-            phase=str(phase),
-            fraction=fraction,
-            queued=queued,
-            running=len(active) - queued,
-            denoisers=denoisers,
-            text_encoders=text_encoders,
-            eta_seconds=seconds_until_done((job.seconds_left() for job in active), 0.0, denoisers),
-            uptime_s=self._clock() - self._opened,
-        )
+        return status_of(self._fleet, self._jobs.values(), self._clock() - self._opened)
+
+    async def metrics(self) -> str:
+        return self.accounting.registry.render()
 
     async def listen(self, job_id: str, listener: Listener, after: int) -> Job:
         """Replays what was missed, then passes on what comes. Raises NotFound."""
@@ -185,11 +185,15 @@ class Dispatcher:
     def heartbeat(self, state: ReplicaState) -> None:
         if self._fleet.beat(state, self._clock()):
             log.info("replica ready", replica=state.replica_id, role=state.role, device=state.device)
-            self._measure_restored()
-            self._moved = True
+            self._room.measure_restored()
+            self._room.moved = True
         if self._fleet.ready("denoiser") and self._fleet.ready("text_encoder"):
             self._was_ready = True
             self._fill()
+
+    def counted(self, sender: str, tally: Tally | None) -> None:
+        """What another process of the service has counted."""
+        self.accounting.tally(sender, tally)
 
     def report(self, reports: Iterable[TaskReport]) -> None:
         for report in reports:
@@ -203,208 +207,224 @@ class Dispatcher:
                 self._begin(job, report.at)
                 job.step(placement.task.image, report.step)
 
-    # --- placing
+    # --- arrivals
 
-    async def _take_in(self, submission: Submission) -> str:
-        """Stored first, then queued: what is acknowledged outlives this process."""
+    async def _accept(self, submission: Submission) -> str:
+        """Placed while it is being stored, and acknowledged when it is: what is acknowledged outlives this process."""
+        if submission.idempotency_key is not None and (earlier := await self._store.repeated(submission)):
+            return earlier.id  # a repetition is answered even where a new job would be refused
+        cache_key = self._results.cache_key(submission, self._fleet.engine)
+        if answered := await self._results.answer(submission, cache_key):
+            self._jobs.remember(answered)
+            if answered.id == submission.job_id:
+                self.accounting.answered(answered)
+            return answered.id
+        key = self._results.key(submission, cache_key)
+        joins = key is not None and self._flights.leader(key) is not None
+        self._admission.check(submission, self._was_ready, joins=joins)
+        job = Job(submission, cache_key=cache_key)
+        record = job.record()
+        self._enter(job)
+        self._fill()
+        self._room.publish([job])
         try:
-            record = await self._store.add(JobRecord(submission=submission, created_at=time.time()))
-        finally:
-            self._arriving.pop(submission.job_id, None)
-        if record.id == submission.job_id and record.id not in self._jobs and not record.status.terminal:
-            job = Job(submission, record.created_at)
-            self._enqueue(job)
-            self._fill()
-            self._publish_positions([job])
-        return record.id
+            stored = await self._store.add(record)
+        except Exception as error:
+            await self._abandon(job, drop=not isinstance(error, StaleWriter))
+            raise
+        if stored.id != job.id:
+            await self._abandon(job, drop=True)
+        elif stored.status.terminal:
+            await self._abandon(job, drop=False)
+        return stored.id
+
+    def _arrived(self, job_id: str, arriving: asyncio.Task[str]) -> None:
+        del self._arriving[job_id]
+        if not arriving.cancelled() and isinstance(error := arriving.exception(), ZImageError):
+            self.accounting.refused(error)
+
+    async def _abandon(self, job: Job, *, drop: bool) -> None:
+        """It was not taken: others who joined it meanwhile have its work, all else is as if it had never come."""
+        self._sharing.hand_over(job)
+        self._flights.leave(job)
+        if job.end is None:
+            job.close(Canceled)
+        self._withdraw(job)
+        if self._jobs.get(job.id) is job:
+            del self._jobs[job.id]
+        await asyncio.gather(*self._placements.stop(job), return_exceptions=True)
+        if drop:
+            await self._results.drop([answer.image for answer in job.finished.values()])
 
     def _take_up(self, record: JobRecord) -> Job:
         """A job of an earlier Dispatcher; one that was being cancelled has stopped with it."""
         job = Job.restored(record)
-        self._enqueue(job)
         if record.status is JobStatus.CANCELING:
-            self._end(job, Canceled)
+            self._jobs[job.id] = job
+            self.end(job, Canceled)
+            return job
+        images = self._results.find(job.submission, job.cache_key)
+        self._enter(job, images)  # the one that it had joined has ended
         return job
 
-    def _enqueue(self, job: Job) -> None:
+    def _enter(self, job: Job, images: tuple[StoredImage, ...] | None = None) -> None:
+        """With the pictures of an identical one, if they are there."""
         self._jobs[job.id] = job
-        self._measure(job)
-        if job.hard_deadline:
-            self._spawn(self._expire_at_deadline(job))
-
-    def _measure(self, job: Job) -> None:
-        """What it costs by the newest table, and its deadline: an explicit one counts from acceptance."""
-        submission = job.submission
-        solo = solo_seconds(submission, self._fleet.times())
-        job.image_seconds = solo / submission.request.n
-        if submission.deadline_ms is not None:
-            seconds = submission.deadline_ms / 1e3 - (time.time() - job.created_at)
+        self._room.set_due(job)
+        if images is None:
+            self._sharing.enter(job)
         else:
-            seconds = self._soft_deadlines.accept(submission.priority, solo, 0.0)
-        job.deadline = self._clock() + seconds
-        self._wait(job)
+            self._sharing.give(job, images, Timings())
+        if job.hard_deadline:
+            self._tasks.spawn(self._expire_at_deadline(job))
 
-    def _measure_restored(self) -> None:
-        """Jobs of an earlier Dispatcher came before any replica said what they cost."""
-        for job in [self._jobs[job_id] for job_id in self._queue]:
-            if job.pending and not job.image_seconds:
-                self._measure(job)
-
-    def _wait(self, job: Job) -> None:
-        """Puts it in its place in the queue, with the images that are still to be placed."""
-        submission = job.submission
-        job.arrival = self._queue.add(
-            job.id,
-            submission.priority,
-            submission.user,
-            job.arrival or None,
-            images=len(job.pending),
-            image_seconds=job.image_seconds,
-            turn=job.turn,
-        )
+    # --- placing
 
     def _fill(self) -> None:
         """Gives every free slot the next image in queue order."""
         while not self._stopped and (job_id := self._queue.head()) is not None:
             job = self._jobs[job_id]
-            if not self._placements.place(job, job.pending[0], partial(self._deadline_in, job)):
+            if not self._placements.place(job, job.pending[0], partial(self._room.deadline_in, job)):
                 return
             job.pending.popleft()
             job.turn = self._queue.served(job_id)
-
-    def _deadline_in(self, job: Job) -> float:
-        now = self._clock()
-        if not job.hard_deadline:
-            job.deadline = self._soft_deadlines.place(
-                job.submission.priority,
-                job.deadline,
-                alone_s=job.image_seconds * job.submission.request.n,
-                image_s=job.image_seconds,
-                now=now,
-                replicas=self._fleet.ready("denoiser"),
-            )
-        return job.deadline - now
 
     # --- how placements end
 
     def generated(self, placement: Placement, answer: Generated) -> None:
         job, image, request = placement.job, placement.task.image, placement.job.submission.request
+        self.accounting.generated(answer)
+        self.accounting.tally(placement.task.replica_id, answer.tally)
         self._begin(job, answer.started_at)
         job.finished[image] = answer
         job.step(image, request.steps)
-        if len(job.finished) == request.n and job.status is JobStatus.RUNNING:
-            images = tuple(job.finished[image].image for image in sorted(job.finished))
-            self._end(job, Succeeded, images=images, timings=job.timings())
+        self.finish(job)
 
     def lost(self, placement: Placement) -> None:
         """The replica is lost, not the job: it goes back to its place, unless it has cost too many replicas."""
         job, image, most = placement.job, placement.task.image, self._settings.queue.max_attempts
-        if job.end is not None or job.status is JobStatus.CANCELING:
+        if not job.wanted:
             return
-        if placement.task.attempt == job.attempt:  # several images lost with one replica are one loss
+        if placement.attempt == job.attempt:  # several images lost with one replica are one loss
             job.attempt += 1
             job.losses += 1
             job.embeddings = None
             self._store.note(job.record())
         if job.losses >= most:
             error = ReplicaLost(f"the job lost its replica {most} times and is given up")
-            self._end(job, Failed, error=ErrorInfo.of(error))
+            self.end(job, Failed, error=ErrorInfo.of(error))
             return
         log.warning("a replica was lost, the job is tried again", job_id=job.id, attempt=job.attempt)
-        job.steps_done.pop(image, None)
-        job.pending.appendleft(image)
-        self._wait(job)
+        self.accounting.retried()
+        self.again(job, image)
 
     def failed(self, placement: Placement, error: Exception) -> None:
-        if not isinstance(error, ZImageError):
-            log.error("a task failed", job_id=placement.job.id, task_id=placement.task.id, exc_info=error)
-            error = ZImageError("the server failed on this request")
-        kind = Expired if isinstance(error, DeadlineExceeded) else Failed
-        self._end(placement.job, kind, error=ErrorInfo.of(error))
+        """One image fails only itself; a deadline ends the job that has it."""
+        job, task = placement.job, placement.task
+        info = _info(error, job_id=job.id, task_id=task.id)
+        if not isinstance(error, DeadlineExceeded):
+            job.fail(task.image, info)
+            self.finish(job)
+            return
+        if task.job_id == job.id:
+            self.end(job, Expired, error=info)
+        heir = placement.job  # whoever has the work now: the deadline was not its own
+        if task.job_id != heir.id:
+            self.again(heir, task.image)
 
     def freed(self) -> None:
         self._fill()
 
+    def again(self, job: Job, image: int) -> None:
+        """Back to its place, to be drawn once more, if it is still wanted."""
+        if not job.wanted:
+            return
+        job.finished.pop(image, None)
+        job.steps_done.pop(image, None)
+        job.pending.appendleft(image)
+        self._room.wait(job)
+
+    def finish(self, job: Job) -> None:
+        """Ends it when nothing is left to draw."""
+        if job.images_left or not job.wanted:
+            return
+        images = tuple(job.finished[image].image for image in sorted(job.finished))
+        if not images:
+            self.end(job, Failed, error=job.failures[min(job.failures)])
+        elif self._sharing.adopt(job):
+            self._results.keep(job, images, self._fleet.engine)
+            self.end(job, Succeeded, images=images, timings=job.timings(), cache=job.cache, errors=job.errors())
+
     # --- ends
 
-    def _end(self, job: Job, kind: type[Terminal], **data: Any) -> None:
+    def end(self, job: Job, kind: type[Terminal], **data: Any) -> None:
         """Decided here, once; what is still placed for the job is stopped. Told when it is stored."""
         if job.end is not None:
             return
+        if kind in (Canceled, Expired) and (heir := self._sharing.hand_over(job)):
+            self._store.note(heir.record())
         job.close(kind, **data)
+        self.accounting.ended(job)
+        followers = self._flights.leave(job)
         self._withdraw(job)
         self._placements.stop(job)
-        job.settling = self._spawn(self._settle(job))
+        job.settling = self._tasks.spawn(self._settle(job))
+        if isinstance(job.end, Succeeded):
+            self._sharing.land(followers, job.end)
+        else:
+            for follower in followers:
+                self.end(follower, kind, **data)
 
     def _withdraw(self, job: Job) -> None:
         """Nothing more of it is placed."""
         job.pending.clear()
         job.embeddings = None
-        self._queue.remove(job.id)
-        self._moved = True
+        self._room.leave(job)
 
     async def _settle(self, job: Job) -> None:
         await self._store.save(job.record())
         job.publish_end()
-        self._finished[job.id] = self._clock()
-        self._forget_old()
+        self._jobs.ended(job)
 
     async def _finish_cancel(self, job: Job) -> None:
         """`canceled` is said when the replicas have really stopped."""
         self._withdraw(job)
         await asyncio.gather(*self._placements.stop(job), return_exceptions=True)
-        self._end(job, Canceled)
+        self.end(job, Canceled)
 
     async def _expire_at_deadline(self, job: Job) -> None:
         await asyncio.sleep(max(0.0, job.deadline - self._clock()))
         if job.end is None:
             message = f"deadline_ms {job.submission.deadline_ms} passed while the job was {job.status}"
-            self._end(job, Expired, error=ErrorInfo.of(DeadlineExceeded(message, param="deadline_ms")))
-
-    def _forget_old(self) -> None:
-        now = self._clock()
-        for job_id, ended in list(self._finished.items()):
-            if len(self._finished) <= KEEP_FINISHED and now - ended <= KEEP_FINISHED_S:
-                return
-            del self._finished[job_id], self._jobs[job_id]
+            self.end(job, Expired, error=ErrorInfo.of(DeadlineExceeded(message, param="deadline_ms")))
 
     async def _prune(self) -> None:
         while True:
             await self._store.prune(time.time() - self._settings.jobs_ttl_s)
             await asyncio.sleep(PRUNE_EVERY_S)
 
-    # --- positions
+    # --- the rest
 
     def _begin(self, job: Job, at: float) -> None:
         if job.end is None and job.begin(at):
             self._store.note(job.record())
         if not job.pending and job.id in self._queue:
-            self._queue.remove(job.id)
-            self._moved = True
-
-    def _publish_positions(self, jobs: Iterable[Job] | None = None) -> None:
-        """Tells queued jobs where they stand, where that has changed; `jobs` limits it to some of them."""
-        waiting = [job for job in map(self._jobs.__getitem__, self._queue) if job.status is JobStatus.QUEUED]
-        wanted = None if jobs is None else {job.id for job in jobs}
-        begun = (job.work() for job in self._jobs.values() if job.status is JobStatus.RUNNING and job.end is None)
-        times = etas(begun, (job.work() for job in waiting), self._fleet.ready("denoiser"))
-        for position, (job, eta) in enumerate(zip(waiting, times, strict=True), 1):
-            known = (position, len(waiting), eta is not None)
-            if (wanted is None or job.id in wanted) and job.position() != known:
-                job.emit(Queued, position=position, length=len(waiting), eta_seconds=eta)
+            self._room.leave(job)
 
     async def _housekeeping(self) -> None:
         while not self._stopped:
             await asyncio.sleep(POSITIONS_EVERY_S)
-            if self._moved:
-                self._moved = False
-                self._publish_positions()
+            if self._room.moved:
+                self._room.moved = False
+                self._room.publish()
             for replica_id in self._fleet.silent(self._clock()):
                 log.warning("a replica is silent and is no longer given work", replica=replica_id)
                 self._placements.lose(replica_id)
 
     async def _find(self, job_id: str) -> Job:
         """From memory, else from the store. Raises NotFound."""
+        if arriving := self._arriving.get(job_id):
+            await asyncio.wait({arriving})
         if job_id in self._jobs:
             return self._jobs[job_id]
         record = await self._store.get(job_id)
@@ -415,24 +435,30 @@ class Dispatcher:
             self._fill()
         return self._jobs.get(job_id) or Job.restored(record)
 
-    def _spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """A task of our own: in Ray Serve a call made in a request's context would be cancelled with that request."""
-        task = asyncio.get_running_loop().create_task(work, context=contextvars.Context())
-        self._tasks.add(task)
-        task.add_done_callback(self._reap)
-        return task
+    def _solo_s(self, submission: Submission) -> float:
+        return solo_seconds(submission, self._fleet.times())
 
-    def _reap(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
-        if task.cancelled() or (error := task.exception()) is None:
-            return
-        if isinstance(error, StaleWriter) and not self._stopped:
+    def _snapshot(self) -> Snapshot:
+        model, uptime_s = self._settings.served_model_name, self._clock() - self._opened
+        return snapshot_of(self._fleet, self._jobs.values(), model, uptime_s)
+
+    def broken(self, job: Job, error: Exception) -> None:
+        self.end(job, Failed, error=_info(error, job_id=job.id))
+
+    def _superseded(self, error: StaleWriter) -> None:
+        if not self._stopped:
             log.error("another dispatcher has taken over, this one stops", reason=error.message)
             self._stop()
-        elif not isinstance(error, ZImageError):
-            log.error("a task of the dispatcher failed", exc_info=error)
 
     def _stop(self) -> None:
         """Nothing is placed any more, and what is placed is given up."""
         self._stopped = True
         self._placements.stop()
+
+
+def _info(error: Exception, **context: str) -> ErrorInfo:
+    """What its owner is told; what is no error of ours is only told to the log."""
+    if isinstance(error, ZImageError):
+        return ErrorInfo.of(error)
+    log.error("a task failed", exc_info=error, **context)
+    return ErrorInfo.of(ZImageError("the server failed on this request"))

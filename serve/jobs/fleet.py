@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -44,9 +45,12 @@ class Replica:
 
 
 class Fleet:
-    def __init__(self, heartbeat_s: float) -> None:
+    def __init__(self, heartbeat_s: float, lost: Callable[[str], None] = lambda _: None) -> None:
+        """`lost` is told the role of each replica that is forgotten."""
+        self._lost = lost
         self._silence_s = SILENT_BEATS * heartbeat_s
         self._replicas: dict[str, Replica] = {}
+        self._engine = ""
 
     def beat(self, state: ReplicaState, now: float) -> bool:
         """Takes a heartbeat; True when the replica became ready with it."""
@@ -57,12 +61,17 @@ class Fleet:
             self._replicas[state.replica_id] = Replica(state, now, times)
         else:
             known.state, known.beat, known.times = state, now, times
+        engines = {r.state.engine for r in self._role("denoiser") if r.state.phase is Phase.READY}
+        self._engine = "+".join(sorted(engines)) if engines else self._engine
         return state.phase is Phase.READY and not ready_before
 
     def drop(self, replica_id: str) -> set[str]:
         """Forgets a replica; returns the tasks that it held."""
         replica = self._replicas.pop(replica_id, None)
-        return replica.placed if replica else set()
+        if replica is None:
+            return set()
+        self._lost(replica.state.role)
+        return replica.placed
 
     def silent(self, now: float) -> list[str]:
         return [id for id, replica in self._replicas.items() if now - replica.beat > self._silence_s]
@@ -88,6 +97,14 @@ class Fleet:
 
     def ready(self, role: str) -> int:
         return sum(replica.state.phase is Phase.READY for replica in self._role(role))
+
+    @property
+    def engine(self) -> str:
+        """What draws the pictures: that of the ready denoisers, or of those that were the last."""
+        return self._engine
+
+    def states(self) -> list[ReplicaState]:
+        return [replica.state for replica in self._replicas.values()]
 
     def times(self) -> StepTimes:
         """Of any ready denoiser; empty while there is none."""

@@ -12,12 +12,15 @@ from typing import Any, TypeVar
 from serve.jobs.estimate import Work
 from serve.jobs.record import JobRecord
 from serve.messages import (
+    CacheUse,
     Canceled,
     Canceling,
+    ErrorInfo,
     Event,
     Expired,
     Failed,
     Generated,
+    ImageError,
     JobStatus,
     JobView,
     Progress,
@@ -42,7 +45,7 @@ _STATUS_AFTER: dict[type[Event], JobStatus] = {
     Expired: JobStatus.EXPIRED,
 }
 _END_WITH: dict[JobStatus, tuple[type[Terminal], tuple[str, ...]]] = {
-    JobStatus.SUCCEEDED: (Succeeded, ("images", "timings")),
+    JobStatus.SUCCEEDED: (Succeeded, ("images", "timings", "cache", "errors")),
     JobStatus.FAILED: (Failed, ("error",)),
     JobStatus.CANCELED: (Canceled, ()),
     JobStatus.EXPIRED: (Expired, ("error",)),
@@ -56,6 +59,7 @@ class Job:
     """`deadline` is in seconds of the Dispatcher's clock, all other times are Unix seconds.
 
     `arrival` and `turn` are its numbers in the queue. `end` is decided, and stored, before it is published.
+    Jobs of one `cache_key` may share their work: one of them leads, and only it has images to draw.
     """
 
     submission: Submission
@@ -68,10 +72,13 @@ class Job:
     status: JobStatus = JobStatus.QUEUED
     attempt: int = 1
     losses: int = 0
+    cache: CacheUse = "miss"
+    cache_key: str | None = None
     embeddings: object = None
     pending: deque[int] = field(default_factory=deque)
     steps_done: dict[int, int] = field(default_factory=dict)
     finished: dict[int, Generated] = field(default_factory=dict)
+    failures: dict[int, ErrorInfo] = field(default_factory=dict)
     events: list[Event] = field(default_factory=list)
     listeners: set[Listener] = field(default_factory=set)
     seq: int = 0
@@ -85,6 +92,7 @@ class Job:
     def restored(cls, record: JobRecord) -> Job:
         """One that has ended tells its end; all others begin anew, with event numbers above those they have used."""
         job = cls(record.submission, record.created_at, attempt=record.attempt, losses=record.losses, seq=record.seq)
+        job.cache, job.cache_key = record.cache, record.cache_key
         if record.status.terminal:
             job.started_at, job.status, job.end = record.started_at, record.status, _end_of(record)
             job.events.append(job.end)
@@ -116,6 +124,9 @@ class Job:
             completed_at=self.end.at if self.end else None,
             images=self.end.images if isinstance(self.end, Succeeded) else (),
             timings=self.end.timings if isinstance(self.end, Succeeded) else None,
+            cache=self.cache,
+            cache_key=self.cache_key,
+            errors=self.end.errors if isinstance(self.end, Succeeded) else (),
             error=self.end.error if isinstance(self.end, Failed | Expired) else None,
         )
 
@@ -146,6 +157,8 @@ class Job:
             eta_seconds=queued.eta_seconds if queued else None,
             images=stored.images if ended else (),
             timings=stored.timings if ended else None,
+            cache=self.cache,
+            errors=stored.errors if ended else (),
             error=stored.error if ended else None,
             parent_id=self.submission.parent_id,
         )
@@ -181,7 +194,17 @@ class Job:
 
     @property
     def images_left(self) -> int:
-        return self.submission.request.n - len(self.finished)
+        return self.submission.request.n - len(self.finished) - len(self.failures)
+
+    @property
+    def wanted(self) -> bool:
+        """Neither ended nor being stopped."""
+        return self.end is None and self.status is not JobStatus.CANCELING
+
+    @property
+    def untouched(self) -> bool:
+        """Nothing of it was ever placed."""
+        return self.status is JobStatus.QUEUED and len(self.pending) == self.submission.request.n and not self.losses
 
     def seconds_left(self) -> float:
         """GPU-seconds of work that remain, images in flight counted by their steps."""
@@ -208,6 +231,25 @@ class Job:
             self.steps_done[image] = step
             request = self.submission.request
             self.emit(Progress, step=sum(self.steps_done.values()), steps=request.steps * request.n)
+
+    def fail(self, image: int, error: ErrorInfo) -> None:
+        """Image `image` will be missing."""
+        self.steps_done.pop(image, None)
+        self.failures[image] = error
+
+    def errors(self) -> tuple[ImageError, ...]:
+        seed = self.submission.request.seed
+        return tuple(ImageError(image=i, seed=seed + i, error=self.failures[i]) for i in sorted(self.failures))
+
+    def take_over(self, other: Job) -> None:
+        """The work of another job, which has none left then."""
+        self.pending, other.pending = other.pending, deque()
+        self.steps_done, other.steps_done = other.steps_done, {}
+        self.finished, other.finished = other.finished, {}
+        self.failures, other.failures = other.failures, {}
+        self.embeddings, other.embeddings = other.embeddings, None
+        self.image_seconds, self.turn, self.losses = other.image_seconds, other.turn, other.losses
+        self.attempt = max(self.attempt, other.attempt)
 
     def timings(self) -> Timings:
         images = self.finished.values()

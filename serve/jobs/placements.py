@@ -15,8 +15,14 @@ from serve.messages import Generated, Task
 
 @dataclass(slots=True)
 class Placement:
+    """One image on a replica, drawn for `job`, which need not be the one that it was placed for.
+
+    `attempt` is that of the job when it got the image.
+    """
+
     job: Job
     task: Task
+    attempt: int
     drive: asyncio.Task[None] | None = None
     lost: bool = False
 
@@ -68,7 +74,7 @@ class Placements:
             attempt=job.attempt,
             replica_id=replica_id,
         )
-        placement = self._placed[task_id] = Placement(job, task)
+        placement = self._placed[task_id] = Placement(job, task, job.attempt)
         placement.drive = self._spawn(self._drive(placement, job.embeddings))
         return True
 
@@ -82,6 +88,12 @@ class Placements:
         for drive in drives:
             drive.cancel()
         return drives
+
+    def hand_over(self, job: Job, heir: Job) -> None:
+        """What is placed of a job goes on for another one, which has taken over its work."""
+        for placement in self._placed.values():
+            if placement.job is job:
+                placement.job, placement.attempt = heir, heir.attempt
 
     def lose(self, replica_id: str) -> None:
         """The replica is gone: all that it held is lost."""

@@ -118,6 +118,21 @@ class JobQueue:
         self._lines[job.rank].add(job)
         return arrival
 
+    def arrive(self) -> int:
+        """The number of an arrival, for a job that may have to wait here later."""
+        self._arrivals += 1
+        return self._arrivals
+
+    def hand_over(self, job_id: str, heir_id: str, priority: Priority, user: str, arrival: int) -> None:
+        """Another job gets the images of one that is here, with its turn, but waits in a place of its own."""
+        job = self._jobs[job_id]
+        heir = Waiting(heir_id, user, PRIORITIES.index(priority), arrival, job.cost, job.images, job.turn)
+        self._jobs[heir_id] = heir
+        self._per_user[user] += 1
+        if heir.images:
+            self._lines[heir.rank].add(heir)
+        self.remove(job_id)
+
     def remove(self, job_id: str) -> None:
         """Nothing when it is not there."""
         job = self._jobs.pop(job_id, None)

@@ -8,12 +8,13 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from serve.messages import ErrorInfo, JobStatus, StoredImage, Submission, Timings
+from serve.messages import CacheUse, ErrorInfo, ImageError, JobStatus, StoredImage, Submission, Timings
 
 VERSION = 1  # of the JSON in a row; rows of older versions stay readable
 
 _SUBMISSION = TypeAdapter(Submission)
 _IMAGES = TypeAdapter(tuple[StoredImage, ...])
+_ERRORS = TypeAdapter(tuple[ImageError, ...])
 _TIMINGS = TypeAdapter(Timings | None)
 _ERROR = TypeAdapter(ErrorInfo | None)
 
@@ -22,7 +23,8 @@ _ERROR = TypeAdapter(ErrorInfo | None)
 class JobRecord:
     """No event of the job has a higher number than `seq`; `losses` counts the replicas that it has lost.
 
-    An attempt ends with a replica or with the Dispatcher: only the first may be the job's own fault.
+    An attempt ends with a replica or with the Dispatcher: only the first may be the job's own fault. While it has not
+    ended, jobs of one `cache_key` share their work; a succeeded one that still has it may answer later ones.
     """
 
     submission: Submission
@@ -35,6 +37,9 @@ class JobRecord:
     completed_at: float | None = None
     images: tuple[StoredImage, ...] = ()
     timings: Timings | None = None
+    cache: CacheUse = "miss"
+    cache_key: str | None = None
+    errors: tuple[ImageError, ...] = ()
     error: ErrorInfo | None = None
 
     @property
@@ -67,6 +72,11 @@ def first_row(record: JobRecord) -> dict[str, Any]:
     }
 
 
+def images_of(text: str) -> tuple[StoredImage, ...]:
+    """From the column of that name."""
+    return _IMAGES.validate_json(text)
+
+
 def state_row(record: JobRecord) -> dict[str, Any]:
     """The columns that change during a job's life."""
     return {
@@ -78,6 +88,9 @@ def state_row(record: JobRecord) -> dict[str, Any]:
         "completed_at": record.completed_at,
         "images": _IMAGES.dump_json(record.images).decode(),
         "timings": _TIMINGS.dump_json(record.timings).decode(),
+        "cache": record.cache,
+        "cache_key": record.cache_key,
+        "errors": _ERRORS.dump_json(record.errors).decode(),
         "error": _ERROR.dump_json(record.error).decode(),
     }
 
@@ -94,5 +107,8 @@ def from_row(row: Mapping[str, Any]) -> JobRecord:
         completed_at=row["completed_at"],
         images=_IMAGES.validate_json(row["images"]),
         timings=_TIMINGS.validate_json(row["timings"]),
+        cache=row["cache"],
+        cache_key=row["cache_key"],
+        errors=_ERRORS.validate_json(row["errors"]),
         error=_ERROR.validate_json(row["error"]),
     )

@@ -14,6 +14,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from serve.errors import ConfigError, IdempotencyKeyReused, StaleWriter
+from serve.jobs.cached_rows import CachedRow, cached_rows
 from serve.jobs.commits import Batch, GroupCommit, Outcome
 from serve.jobs.record import JobRecord, first_row, from_row, searchable, state_row
 from serve.jobs.tables import jobs, migrate, writer
@@ -54,6 +55,9 @@ class JobStore(Protocol):
 
     async def unfinished(self) -> list[JobRecord]:
         """Oldest first."""
+
+    async def cached(self, since: float, max_bytes: int) -> list[CachedRow]:
+        """Pictures that may answer later requests, of jobs that ended since then: newest first."""
 
     async def get(self, job_id: str) -> JobRecord | None: ...
 
@@ -114,6 +118,10 @@ class SqlJobStore:
         return await self._read(
             select(jobs).where(jobs.c.completed_at.is_(None)).order_by(jobs.c.created_at, jobs.c.id)
         )
+
+    async def cached(self, since: float, max_bytes: int) -> list[CachedRow]:
+        async with self._engine.connect() as connection:
+            return await cached_rows(connection, since, max_bytes)
 
     async def get(self, job_id: str) -> JobRecord | None:
         found = await self._read(select(jobs).where(jobs.c.id == job_id))

@@ -41,8 +41,12 @@ jobs = Table(
     Column("images", Text, nullable=False),
     Column("timings", Text, nullable=False),
     Column("error", Text, nullable=False),
+    Column("cache", Text, nullable=False, server_default="miss"),
+    Column("cache_key", Text),
+    Column("errors", Text, nullable=False, server_default="[]"),
     Index("ix_jobs_user_id", "user", "id"),
     Index("ix_jobs_completed_at", "completed_at"),
+    Index("ix_jobs_cache_key", "cache_key", "completed_at"),
     Index("ux_jobs_user_idempotency_key", "user", "idempotency_key", unique=True),
 )
 

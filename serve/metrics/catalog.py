@@ -70,5 +70,5 @@ CATALOG: tuple[Spec, ...] = (
     # the service
     Spec("gauge", "zimage_ready", "1 when pictures can be drawn"),
     Spec("gauge", "zimage_uptime_seconds", "age of the Dispatcher; a restart is a counter reset"),
-    Spec("gauge", "zimage_build_info", "1, labelled with what is running", ("version", "model", "weights")),
+    Spec("gauge", "zimage_build_info", "1, labelled with what is running", ("version", "model", "engine")),
 )

@@ -9,10 +9,9 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, disable_cre
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from serve.messages import ReplicaState
+from serve.messages import ReplicaState, Series, Tally
 from serve.metrics.catalog import CATALOG, Spec
 from serve.metrics.statistics import Statistics
-from serve.metrics.tally import Series, Tally
 from serve.metrics.triton import TritonCollector
 
 

@@ -3,18 +3,8 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass, field
 
-Series = tuple[str, tuple[str, ...]]  # a metric's name, and the values of its labels in the order of the catalog
-
-
-@dataclass(frozen=True, slots=True)
-class Tally:
-    """What was counted since the tally before. `number` grows by one each: who takes one twice knows it."""
-
-    number: int
-    counts: dict[Series, float] = field(default_factory=dict)
-    observed: dict[Series, list[float]] = field(default_factory=dict)
+from serve.messages import Series, Tally
 
 
 class Recorder:

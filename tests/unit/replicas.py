@@ -4,13 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, Literal
 
 from ulid import ULID
 
+from serve.assets.store import AssetInfo, LocalAssets
 from serve.jobs.dispatcher import Dispatcher
 from serve.jobs.store import store_of
-from serve.messages import Event, Generated, ImageRequest, Phase, Priority, ReplicaState, StoredImage, Submission, Task
+from serve.messages import (
+    Event,
+    Generated,
+    ImageFormat,
+    ImageRequest,
+    Phase,
+    Priority,
+    ReplicaState,
+    StoredImage,
+    Submission,
+    Succeeded,
+    Task,
+)
 from serve.settings import Settings
 
 STEP_S = 0.01
@@ -46,7 +61,14 @@ class Replicas:
 
     async def finish(self, task_id: str) -> None:
         task = next(task for task in self.tasks if task.id == task_id)
-        image = StoredImage(asset_id=task.asset_id, seed=task.seed, width=128, height=128, format="png", bytes=1)
+        image = StoredImage(
+            asset_id=task.asset_id,
+            seed=task.seed,
+            width=128,
+            height=128,
+            format=task.request.output_format,
+            bytes=len(task_id),
+        )
         now = time.time()
         self.held[task_id].set_result(Generated(image=image, started_at=now, encode_s=0, denoise_s=0.08, decode_s=0))
         await self.settled()
@@ -56,14 +78,45 @@ class Replicas:
         await self.settled()
 
 
+class StickyAssets(LocalAssets):
+    """Nothing is linked while `links` is clear."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.links = asyncio.Event()
+        self.links.set()
+
+    async def link(self, source_id: str, target_id: str, metadata: dict[str, Any]) -> AssetInfo:
+        await self.links.wait()
+        return await super().link(source_id, target_id, metadata)
+
+
+class Drawing(Replicas):
+    """Leaves a file in the asset store, as real replicas do: other bytes for every task."""
+
+    def __init__(self, data: Path) -> None:
+        super().__init__()
+        self.assets = StickyAssets(data / "assets")
+
+    async def finish(self, task_id: str) -> None:
+        task = next(task for task in self.tasks if task.id == task_id)
+        await self.assets.write(task.asset_id, task_id.encode(), task.request.output_format, {})
+        await super().finish(task_id)
+
+    async def bytes_of(self, end: Succeeded) -> bytes:
+        return b"".join([(await self.assets.read(image.asset_id)).data for image in end.images])
+
+
 def dispatcher_over(replicas: Replicas, data: Path, **changes: object) -> Dispatcher:
     settings = Settings(data=data, **changes)
-    return Dispatcher(settings, replicas, store_of(settings))
+    assets = replicas.assets if isinstance(replicas, Drawing) else LocalAssets(data / "assets")
+    return Dispatcher(settings, replicas, store_of(settings), assets)
 
 
-def beat(dispatcher: Dispatcher, denoiser: str = "d1", phase: Phase = Phase.READY) -> None:
+def beat(dispatcher: Dispatcher, denoiser: str = "d1", phase: Phase = Phase.READY, engine: str = "") -> None:
     dispatcher.heartbeat(ReplicaState(replica_id="t1", role="text_encoder", phase=phase))
-    dispatcher.heartbeat(ReplicaState(replica_id=denoiser, role="denoiser", phase=phase, slots=SLOTS, step_times=TIMES))
+    state = ReplicaState(replica_id=denoiser, role="denoiser", phase=phase, slots=SLOTS, step_times=TIMES)
+    dispatcher.heartbeat(replace(state, engine=engine))
 
 
 def order(
@@ -74,8 +127,15 @@ def order(
     deadline_ms: int | None = None,
     key: str | None = None,
     body: str = "body",
+    seeded: bool = False,
+    cache: Literal["auto", "skip"] = "auto",
+    previews: int = 0,
+    seed: int = 5,
+    output_format: ImageFormat = "png",
 ) -> Submission:
-    request = ImageRequest(model="m", prompt="a cat", width=128, height=128, steps=8, seed=5, n=n)
+    request = ImageRequest(
+        model="m", prompt="a cat", width=128, height=128, steps=8, seed=seed, n=n, output_format=output_format
+    )
     return Submission(
         job_id=str(ULID()),
         request=request,
@@ -83,6 +143,9 @@ def order(
         user=user,
         priority=priority,
         deadline_ms=deadline_ms,
+        previews=previews,
+        seeded=seeded,
+        cache=cache,
         idempotency_key=key,
         body_sha256=body,
     )

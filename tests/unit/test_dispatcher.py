@@ -216,16 +216,27 @@ async def test_a_silent_replica_is_given_up_and_its_work_goes_elsewhere(replicas
     await dispatcher.close()
 
 
-async def test_an_error_of_the_request_fails_it_and_stops_its_other_images(
-    jobs: Dispatcher, replicas: Replicas
-) -> None:
-    job_id = await submitted(jobs, n=2)
+async def test_an_image_that_fails_fails_only_itself(jobs: Dispatcher, replicas: Replicas) -> None:
+    job_id = await submitted(jobs, n=3)
     held = await replicas.settled()
     await replicas.fail(held[1], InvalidRequest("too large for this GPU", param="size"))
-    event = await last(jobs, job_id)
-    assert isinstance(event, Failed)
-    assert (event.error.status, event.error.param) == (400, "size")
-    assert await replicas.settled() == []
+    while held := await replicas.settled():
+        await replicas.finish(held[0])
+    end = await last(jobs, job_id)
+    assert isinstance(end, Succeeded)
+    assert [image.seed for image in end.images] == [5, 7]
+    ((image, seed, error),) = [(missing.image, missing.seed, missing.error) for missing in end.errors]
+    assert (image, seed, error.param) == (1, 6, "size")
+    assert (await jobs.get(job_id)).errors == end.errors
+
+
+async def test_a_job_fails_when_all_of_its_images_do(jobs: Dispatcher, replicas: Replicas) -> None:
+    job_id = await submitted(jobs, n=2)
+    for number, task_id in enumerate(await replicas.settled()):
+        await replicas.fail(task_id, InvalidRequest(f"no {number}", param="size"))
+    end = await last(jobs, job_id)
+    assert isinstance(end, Failed)
+    assert (end.error.message, end.error.status) == ("no 0", 400)
 
 
 async def test_a_deadline_that_cannot_be_met_is_refused_with_the_earliest(jobs: Dispatcher, replicas: Replicas) -> None:

@@ -8,15 +8,16 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from serve.errors import QueueFull
-from serve.jobs.accounting import Accounting, replica_gauges
+from serve.jobs.accounting import Accounting
+from serve.jobs.fleet import Fleet
 from serve.jobs.job import Job
+from serve.jobs.status import snapshot_of
 from serve.messages import (
     Canceled,
     ErrorInfo,
     Failed,
     Generated,
     GpuState,
-    JobStatus,
     Phase,
     ReplicaState,
     StoredImage,
@@ -43,7 +44,7 @@ def _series(name: str, labels: dict[str, str]) -> str:
 
 
 def accounting(**gauges: float) -> Accounting:
-    return Accounting("m", lambda: Snapshot({(name, ()): value for name, value in gauges.items()}))
+    return Accounting("m", lambda: Snapshot({(name, ()): value for name, value in gauges.items()}), lambda _: 100.0)
 
 
 def generated(image: int = 0, executions: float = 1.0) -> Generated:
@@ -55,20 +56,19 @@ def generated(image: int = 0, executions: float = 1.0) -> Generated:
 
 def finished(books: Accounting, n: int = 1, executions: float = 1.0) -> Job:
     job = Job(order(n=n))
-    job.image_seconds = 100.0
     job.begin(job.created_at + 0.2)
     for image in range(n):
         job.finished[image] = generated(image, executions)
         books.generated(job.finished[image])
     job.close(Succeeded, images=tuple(answer.image for answer in job.finished.values()), timings=job.timings())
-    books.ended(job, JobStatus.RUNNING)
+    books.ended(job)
     return job
 
 
-def ended(books: Accounting, phase: JobStatus, kind: type, **data: object) -> None:
+def ended(books: Accounting, kind: type, **data: object) -> None:
     job = Job(order())
     job.close(kind, **data)
-    books.ended(job, phase)
+    books.ended(job)
 
 
 def test_every_metric_of_the_catalog_is_declared_before_anything_happens():
@@ -88,7 +88,7 @@ def test_a_gauge_without_a_value_has_no_sample():
 
 def test_gauges_are_asked_for_once_a_scrape():
     asked = []
-    books = Accounting("m", lambda: asked.append(1) or Snapshot({("zimage_ready", ()): 1.0}))  # type: ignore[func-returns-value]
+    books = Accounting("m", lambda: asked.append(1) or Snapshot({("zimage_ready", ()): 1.0}), lambda _: 1.0)  # type: ignore[func-returns-value]
     assert values(books)["zimage_ready"] == 1.0
     assert len(asked) == 1
 
@@ -120,8 +120,8 @@ def test_queue_and_stages_are_observed():
 def test_failures_have_reasons_and_no_success():
     books = accounting()
     books.refused(QueueFull("full"))
-    ended(books, JobStatus.QUEUED, Canceled)
-    ended(books, JobStatus.RUNNING, Failed, error=ErrorInfo(status=500, code="x", type="y", message="z"))
+    ended(books, Canceled)
+    ended(books, Failed, error=ErrorInfo(status=500, code="x", type="y", message="z"))
     seen = values(books)
     failures = {
         reason: seen[f"nv_inference_request_failure{{model=m,reason={reason},version=1}}"]
@@ -137,7 +137,7 @@ def test_slo_counts_refusals_as_missed_and_cancellations_not_at_all():
     books = accounting()
     finished(books)
     books.refused(QueueFull("full"))
-    ended(books, JobStatus.QUEUED, Canceled)
+    ended(books, Canceled)
     seen = values(books)
     assert seen["zimage_slo_jobs_total{alpha=3,met=true}"] == 1
     assert seen["zimage_slo_jobs_total{alpha=3,met=false}"] == 1
@@ -161,11 +161,10 @@ def test_what_was_counted_elsewhere_arrives_once():
 
 def test_replicas_say_what_they_know_and_no_more():
     gpu = GpuState(uuid="GPU-1", utilization=None, power_w=350.0, memory_used=5, memory_total=9)
-    states = [
-        ReplicaState(replica_id="d1", role="denoiser", phase=Phase.READY, vram_used=3, gpu=gpu),
-        ReplicaState(replica_id="t1", role="text_encoder", phase=Phase.LOADING),
-    ]
-    gauges = replica_gauges(states)
+    fleet = Fleet(2.0)
+    fleet.beat(ReplicaState(replica_id="d1", role="denoiser", phase=Phase.READY, vram_used=3, gpu=gpu), 0.0)
+    fleet.beat(ReplicaState(replica_id="t1", role="text_encoder", phase=Phase.LOADING), 0.0)
+    gauges = snapshot_of(fleet, [], "m", 1.0).gauges
     assert gauges["zimage_replicas", ("Denoiser", "ready")] == 1
     assert gauges["zimage_replicas", ("TextEncoder", "loading weights")] == 1
     assert gauges["zimage_vram_used_bytes", ("d1",)] == 3
@@ -173,10 +172,18 @@ def test_replicas_say_what_they_know_and_no_more():
     assert gauges["zimage_gpu_power_watts", ("d1",)] == 350.0
 
 
+def test_the_queue_is_counted_by_priority():
+    waiting = [Job(order(priority="batch")), Job(order()), Job(order())]
+    snapshot = snapshot_of(Fleet(2.0), waiting, "m", 1.0)
+    depth = {labels[0]: value for (name, labels), value in snapshot.gauges.items() if name == "zimage_queue_depth"}
+    assert depth == {"interactive": 2, "standard": 0, "batch": 1}
+    assert snapshot.pending == {"m": 0, "text_encoder": 0, "denoiser": 3}
+
+
 def test_a_device_shared_by_replicas_is_told_once():
     gpu = GpuState(uuid="GPU-1", utilization=0.5, power_w=None, memory_used=5, memory_total=9)
     states = [ReplicaState(replica_id=name, role="denoiser", phase=Phase.READY, gpu=gpu) for name in ("d1", "d2")]
-    seen = values(Accounting("m", lambda: Snapshot({}, states, {"m": 0, "denoiser": 2})))
+    seen = values(Accounting("m", lambda: Snapshot({}, states, {"m": 0, "denoiser": 2}), lambda _: 1.0))
     assert seen["nv_gpu_utilization{gpu_uuid=GPU-1}"] == 0.5
     assert not any(name.startswith("nv_gpu_power_usage") for name in seen)
     assert seen["nv_inference_pending_request_count{model=denoiser,version=1}"] == 2
