@@ -29,12 +29,15 @@ class Dispatcher:
 
     # --- from Gateways
 
-    async def submit(self, submission: Submission, gateway_id: str) -> str:
-        """The Gateway watches the job from the start, unless it is an earlier one."""
+    async def submit(self, submission: Submission, gateway_id: str) -> tuple[str, list[Event]]:
+        """The Gateway watches the job from the start, unless it is an earlier one; one that has ended is told here."""
         job_id = await self._jobs.submit(submission)
-        if job_id == submission.job_id:
+        if job_id != submission.job_id:
+            return job_id, []
+        told = await self._jobs.told(job_id)
+        if not told:
             await self.watch(job_id, gateway_id)
-        return job_id
+        return job_id, told
 
     async def watch(self, job_id: str, gateway_id: str) -> None:
         await self._jobs.listen(job_id, self._outbox(gateway_id).put, after=0)

@@ -41,6 +41,7 @@ T = TypeVar("T")
 RETRY_EVERY_S = 0.2
 GIVE_UP_S = 60.0
 CANCEL_S = 5.0
+KEEP_ENDED_S = 5.0  # for the caller, who is about to watch
 
 
 def by_message(handle: DeploymentHandle) -> DeploymentHandle:
@@ -154,10 +155,14 @@ class RemoteService:
             self._link.cancel()
 
     async def submit(self, submission: Submission) -> str:
-        self._mailboxes[submission.job_id] = _Mailbox()
+        mailbox = self._mailboxes[submission.job_id] = _Mailbox()
         job_id: str | None = None
         try:
-            job_id = await self._call(lambda: self._dispatcher.submit.remote(submission, self._gateway_id))
+            job_id, told = await self._call(lambda: self._dispatcher.submit.remote(submission, self._gateway_id))
+            for event in told:
+                mailbox.put(event)
+            if mailbox.ended:
+                asyncio.get_running_loop().call_later(KEEP_ENDED_S, self._tidy, submission.job_id, mailbox)
         finally:
             if job_id != submission.job_id:
                 self._mailboxes.pop(submission.job_id, None)
@@ -247,8 +252,12 @@ class RemoteService:
         mailbox = self._mailboxes.get(event.job_id)
         if mailbox is not None:
             mailbox.put(event)
-            if mailbox.ended and not mailbox.queues:  # who asks for it later is told by the Dispatcher
-                del self._mailboxes[event.job_id]
+            self._tidy(event.job_id, mailbox)
+
+    def _tidy(self, job_id: str, mailbox: _Mailbox) -> None:
+        """Who asks later for a job that has ended is told by the Dispatcher."""
+        if mailbox.ended and not mailbox.queues and self._mailboxes.get(job_id) is mailbox:
+            del self._mailboxes[job_id]
 
     async def _rejoin(self, epoch: str) -> None:
         """A new Dispatcher knows all jobs, but nothing of this Gateway's watchers."""

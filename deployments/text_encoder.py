@@ -41,6 +41,8 @@ class TextEncoder:
     async def encode(self, prompt: str) -> Embedding:
         """One prompt's embedding [L, C]. Callers wait here while the device is busy, and so enter the next batch
         together: Ray Serve forms batches eagerly and never merges those that wait."""
+        if (known := self._encoder.find(prompt)) is not None:
+            return known
         while not self._idle.is_set():
             await self._idle.wait()
         embedding: Embedding = await self._encode(prompt)

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from serve.assets.store import LocalAssets
 from serve.engine.decode import Pixels
+from serve.engine.embeddings import RememberingEncoder
 from serve.engine.engine import Engine
 from serve.engine.generator import Generator
 from serve.engine.identity import identity_of
 from serve.engine.open import Placement, open_engine, open_text_encoder
-from serve.engine.text import Embedding, TextEncoder
+from serve.engine.text import Embedding
 from serve.jobs.dispatcher import Dispatcher
 from serve.jobs.store import store_of
 from serve.messages import Generated, ImageRequest, Phase, ReplicaState, Task
@@ -39,7 +40,7 @@ class LocalService(Dispatcher):
 
 @dataclass(slots=True)
 class LocalBackend:
-    text_encoder: TextEncoder
+    text_encoder: RememberingEncoder
     generator: Generator
     texts: ThreadPoolExecutor
     service: Dispatcher | None = None

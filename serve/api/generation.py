@@ -72,7 +72,9 @@ class ImageBody(Body):
     deterministic: bool | None = Field(
         None, description="draw alone, never in a batch: the same bytes whatever the load"
     )
-    cache: Literal["auto", "skip"] | None = Field(None, description='"auto" (default) or "skip"')
+    cache: Literal["auto", "skip"] | None = Field(
+        None, description='"auto" (default): a picture of the same request may be reused; "skip": drawn anew'
+    )
 
 
 class GenerationBody(ImageBody):

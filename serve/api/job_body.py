@@ -39,6 +39,8 @@ def resolve_job(door: Door, body: JobBody, unknown: list[str], parent_id: str | 
         priority=body.priority or "standard",
         deadline_ms=body.deadline_ms,
         previews=body.previews or 0,
+        seeded=body.seed is not None,
+        cache=body.cache or "auto",
         parent_id=parent_id,
     )
     return submission, resolved

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
 from serve.api.deps import Door
 from serve.api.job_body import as_body
-from serve.messages import ErrorInfo, JobStatus, JobView, StoredImage, Timings
+from serve.messages import ErrorInfo, ImageError, JobStatus, JobView, Succeeded, Timings
 
 
 def job_json(door: Door, base: str, view: JobView) -> dict[str, Any]:
@@ -30,7 +29,7 @@ def job_json(door: Door, base: str, view: JobView) -> dict[str, Any]:
         "request": as_body(view),
         "progress": progress_json(view.step, view.steps),
         "queue": None if view.position is None else queue_json(view.position, view.length, view.eta_seconds),
-        "result": result_json(door, base, view.images) if succeeded else None,
+        "result": result_json(door, base, view) if succeeded else None,
         "timings": None if view.timings is None else timings_json(view.timings),
         "error": None if view.error is None else error_json(view.error),
         "attempt": view.attempt,
@@ -48,10 +47,16 @@ def queue_json(position: int, length: int | None, eta_seconds: float | None) -> 
     return {"position": position, "length": length, "eta_seconds": eta}
 
 
-def result_json(door: Door, base: str, images: Iterable[StoredImage]) -> dict[str, Any]:
+def result_json(door: Door, base: str, result: JobView | Succeeded) -> dict[str, Any]:
     now = time.time()
-    shown = [asdict(image) | {"url": door.asset_url(base, image.asset_id, now)} for image in images]
-    return {"images": shown, "cache": "miss"}
+    images = [asdict(image) | {"url": door.asset_url(base, image.asset_id, now)} for image in result.images]
+    return {"images": images, "cache": result.cache} | partial_json(result.errors)
+
+
+def partial_json(errors: tuple[ImageError, ...]) -> dict[str, Any]:
+    """Which pictures are missing, and why."""
+    missing = [{"image": it.image, "seed": it.seed, "error": error_json(it.error)} for it in errors]
+    return {"partial": bool(errors), "errors": missing}
 
 
 def timings_json(timings: Timings) -> dict[str, float]:

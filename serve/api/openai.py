@@ -27,7 +27,7 @@ from serve.api.idempotency import keyed
 from serve.api.order import Order, resolve
 from serve.api.sse import EventStream
 from serve.errors import ZImageError
-from serve.messages import Event, Preview, StoredImage, Succeeded
+from serve.messages import CacheUse, Event, Preview, StoredImage, Succeeded
 
 router = APIRouter(prefix="/v1", tags=["OpenAI"])
 
@@ -96,14 +96,14 @@ async def _finished(door: Door, order: Order) -> Succeeded:
 
 async def _raw(door: Door, order: Order, done: Succeeded) -> Response:
     asset = await door.assets.read(done.images[0].asset_id)
-    headers = answers.headers(order) | {"X-Asset-Id": asset.info.asset_id}
+    headers = answers.headers(order, done.cache) | {"X-Asset-Id": asset.info.asset_id}
     return Response(asset.data, media_type=asset.media_type, headers=headers)
 
 
 async def _json(request: Request, door: Door, order: Order, done: Succeeded) -> Response:
     images = [await _image(request, door, order, image) for image in done.images]
-    content = await asyncio.to_thread(json.dumps, answers.answer_json(order, images, done.at))
-    headers = answers.headers(order) | {"X-Asset-Id": ", ".join(image.asset_id for image in done.images)}
+    content = await asyncio.to_thread(json.dumps, answers.answer_json(order, images, done))
+    headers = answers.headers(order, done.cache) | {"X-Asset-Id": ", ".join(image.asset_id for image in done.images)}
     return Response(content, media_type="application/json", headers=headers)
 
 
@@ -118,11 +118,11 @@ async def _image(request: Request, door: Door, order: Order, image: StoredImage)
 async def _stream(request: Request, door: Door, order: Order) -> Response:
     """Nothing is sent before the first event, so a job that fails earlier is answered with its status."""
     chunks = _chunks(request, door, order)
-    first = await unless_gone(request.receive, anext(chunks))
-    return EventStream(_guarded(request, first, chunks), answers.headers(order))
+    cache, first = await unless_gone(request.receive, anext(chunks))
+    return EventStream(_guarded(request, first, chunks), answers.headers(order, cache))
 
 
-async def _chunks(request: Request, door: Door, order: Order) -> AsyncGenerator[bytes, None]:
+async def _chunks(request: Request, door: Door, order: Order) -> AsyncGenerator[tuple[CacheUse, bytes], None]:
     """Previews are for this stream alone and go when it ends, unless a key lets others have them."""
     try:
         async with aclosing(_events(door, order)) as events:
@@ -130,9 +130,11 @@ async def _chunks(request: Request, door: Door, order: Order) -> AsyncGenerator[
                 if isinstance(event, Preview):
                     data = await door.assets.read_preview(event.key)
                     if data is not None:
-                        yield answers.encode_event(answers.partial_event(order, event.index, data, event.at))
+                        joined = not event.key.startswith(f"{order.submission.job_id}/")  # drawn for another job
+                        partial = answers.partial_event(order, event.index, data, event.at)
+                        yield "join" if joined else "miss", answers.encode_event(partial)
                 elif isinstance(event, Succeeded):
-                    yield await _completed(request, door, order, event)
+                    yield event.cache, await _completed(request, door, order, event)
     finally:
         if order.submission.previews and order.submission.idempotency_key is None:
             detach(door.assets.delete_previews(order.submission.job_id))
@@ -146,12 +148,14 @@ async def _completed(request: Request, door: Door, order: Order, done: Succeeded
     return await asyncio.to_thread(answers.encode_event, event)
 
 
-async def _guarded(request: Request, first: bytes, chunks: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+async def _guarded(
+    request: Request, first: bytes, chunks: AsyncGenerator[tuple[CacheUse, bytes], None]
+) -> AsyncGenerator[bytes, None]:
     """The status is sent: from here on an error is the stream's last event."""
     async with aclosing(chunks):
         yield first
         try:
-            async for chunk in chunks:
+            async for _, chunk in chunks:
                 yield chunk
         except Exception as error:
             yield answers.encode_data({"error": error_body(request, error)})

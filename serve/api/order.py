@@ -73,6 +73,8 @@ def resolve(door: Door, body: GenerationBody, unknown: list[str], raw: RawBytes 
         priority=body.priority or "interactive",
         deadline_ms=body.deadline_ms,
         previews=(body.partial_images or 0) if body.stream else 0,
+        seeded=body.seed is not None,
+        cache=body.cache or "auto",
     )
     return Order(
         submission=submission,

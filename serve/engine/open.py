@@ -11,6 +11,7 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImageTran
 from transformers import AutoModel
 
 from serve.engine.decode import Decoder
+from serve.engine.embeddings import RememberingEncoder
 from serve.engine.engine import Engine
 from serve.engine.schedule import POLICIES
 from serve.engine.text import TextEncoder
@@ -47,10 +48,10 @@ class Placement:
         return f"{name} {str(self.dtype).removeprefix('torch.')}"
 
 
-def open_text_encoder(settings: Settings, folder: Path, placement: Placement) -> TextEncoder:
+def open_text_encoder(settings: Settings, folder: Path, placement: Placement) -> RememberingEncoder:
     torch.set_num_threads(settings.threads)
     model = AutoModel.from_pretrained(folder / "text_encoder", dtype=placement.dtype).to(placement.device).eval()
-    return TextEncoder(model, PromptTokens(folder / "tokenizer"))
+    return RememberingEncoder(TextEncoder(model, PromptTokens(folder / "tokenizer")), settings.cache.embedding_bytes)
 
 
 def open_engine(

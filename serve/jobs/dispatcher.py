@@ -172,6 +172,11 @@ class Dispatcher:
         job.listen(listener, after)
         return job
 
+    async def told(self, job_id: str) -> list[Event]:
+        """Everything, of a job that has ended; nothing of any other. Raises NotFound."""
+        job = await self._find(job_id)
+        return list(job.events) if job.status.terminal else []
+
     # --- news from replicas
 
     def heartbeat(self, state: ReplicaState) -> None:

@@ -48,6 +48,7 @@ async def settings(tmp_path_factory) -> Settings:
         warmup_sizes_px=(128,),
         limits={"body_bytes": 300_000},
         timeouts={"heartbeat_s": 60},
+        cache={"enabled": False},  # test_cache.py has a service of its own: all others draw what they ask for
     )
 
 
