@@ -98,16 +98,17 @@ def environment(haproxy: bool) -> Iterator[None]:
 
 def report(results: list[Result], clients: int, haproxy: bool) -> str:
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+    how = f"{'HAProxy' if haproxy else 'default proxy'}, {clients} clients"
     lines = [
-        f"{datetime.now(UTC):%Y-%m-%d}, commit {commit.strip() or 'none'}, {platform.machine()}, {os.cpu_count()} cores, "
-        f"Python {platform.python_version()}; {'HAProxy' if haproxy else 'default proxy'}, {clients} clients",
+        f"{datetime.now(UTC):%Y-%m-%d}, commit {commit.strip() or 'none'}, {machine}; {how}",
         "",
         "| response_format | hits/s | median | 95 % below |",
         "|---|---|---|---|",
     ]
-    lines += [
-        f"| {r.response_format} | {r.hits_per_s:.0f} | {r.median_ms:.0f} ms | {r.p95_ms:.0f} ms |" for r in results
-    ]
+    for result in results:
+        figures = f"{result.hits_per_s:.0f} | {result.median_ms:.0f} ms | {result.p95_ms:.0f} ms"
+        lines.append(f"| {result.response_format} | {figures} |")
     return "\n".join(lines)
 
 
