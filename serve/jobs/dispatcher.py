@@ -231,7 +231,7 @@ class Dispatcher:
 
     async def _abandon(self, job: Job, *, drop: bool) -> None:
         """It was not taken: others who joined it meanwhile have its work, all else is as if it had never come."""
-        self._sharing.hand_over(job)
+        heir = self._sharing.hand_over(job)
         self._flights.leave(job)
         if job.end is None:
             job.close(Canceled)
@@ -239,8 +239,8 @@ class Dispatcher:
         if self._jobs.get(job.id) is job:
             del self._jobs[job.id]
         await asyncio.gather(*self._placements.stop(job), return_exceptions=True)
-        if drop:
-            await self._results.drop([answer.image for answer in job.finished.values()])
+        if drop and heir is None:  # an heir makes its pictures its own
+            await self._results.drop_all(job.submission)
 
     def _take_up(self, record: JobRecord) -> Job:
         """A job of an earlier Dispatcher; one that was being cancelled has stopped with it."""
@@ -354,6 +354,7 @@ class Dispatcher:
         if isinstance(job.end, Succeeded):
             self._sharing.land(followers, job.end)
         else:
+            self._sharing.discard(job)
             for follower in followers:
                 self.end(follower, kind, **data)
 

@@ -6,7 +6,7 @@ import time
 from dataclasses import replace
 
 from serve.assets.store import AssetStore
-from serve.errors import IdempotencyKeyReused, NotFound
+from serve.errors import NotFound, StaleWriter
 from serve.jobs import pictures
 from serve.jobs.cache import CacheIndex, Entry, Key, cache_key
 from serve.jobs.job import Job
@@ -78,7 +78,9 @@ class Results:
         )
         try:
             stored = await self._store.add(record)
-        except IdempotencyKeyReused:
+        except StaleWriter:  # another Dispatcher may be answering the same job
+            raise
+        except Exception:
             await pictures.drop(self._assets, images)
             raise
         if stored.id != submission.job_id:  # it repeats an earlier job
@@ -95,6 +97,11 @@ class Results:
 
     async def drop(self, images: list[StoredImage]) -> None:
         await pictures.drop(self._assets, images)
+
+    async def drop_all(self, submission: Submission) -> None:
+        """Whatever a job may have left."""
+        for image in range(submission.request.n):
+            await self._assets.delete(pictures.asset_id(submission.job_id, image))
 
 
 def joined(timings: Timings, started_at: float | None, created_at: float) -> Timings:
