@@ -50,7 +50,7 @@ def queue_json(position: int, length: int | None, eta_seconds: float | None) -> 
 
 def result_json(door: Door, base: str, images: Iterable[StoredImage]) -> dict[str, Any]:
     now = time.time()
-    shown = [asdict(image) | {"url": door.asset_url(base, image.asset_id, now)} for image in images]
+    shown = [asdict(image) | urls_json(door, base, image, now) for image in images]
     return {"images": shown, "cache": "miss"}
 
 
@@ -65,6 +65,16 @@ def error_json(error: ErrorInfo) -> dict[str, Any]:
         "param": error.param,
         "code": error.code,
         "hint": error.hint,
+    }
+
+
+def urls_json(door: Door, base: str, image: StoredImage, now: float) -> dict[str, str | None]:
+    """Null where the picture has been deleted."""
+    if image.deleted:
+        return {"url": None, "thumbnail_url": None}
+    return {
+        "url": door.asset_url(base, image.asset_id, now),
+        "thumbnail_url": door.thumbnail_url(base, image.asset_id, now),
     }
 
 

@@ -11,19 +11,25 @@ from typing import Any, TypeVar
 
 import structlog
 
+from serve.assets.store import AssetStore
 from serve.errors import DeadlineExceeded, NotFound, ReplicaLost, StaleWriter, ZImageError
+from serve.jobs import gallery
 from serve.jobs.admission import Admission
 from serve.jobs.deadlines import SoftDeadlines
 from serve.jobs.estimate import etas, seconds_until_done, solo_seconds
 from serve.jobs.fleet import Backend, Fleet
 from serve.jobs.job import Job, Listener
+from serve.jobs.keeper import Keeper
 from serve.jobs.placements import Placement, Placements
 from serve.jobs.queue import JobQueue
 from serve.jobs.record import JobRecord
 from serve.jobs.store import JobStore
 from serve.messages import (
+    AssetQuery,
+    AssetView,
     Canceled,
     Canceling,
+    Deletion,
     ErrorInfo,
     Event,
     Expired,
@@ -51,6 +57,7 @@ T = TypeVar("T")
 POSITIONS_EVERY_S = 0.25
 PRUNE_EVERY_S = 3600.0
 KEEP_FINISHED_S = 600.0
+FILES_S = 5.0
 KEEP_FINISHED = 10_000
 
 
@@ -58,10 +65,17 @@ class Dispatcher:
     """Plain Python on one event loop; implements ImageService. Open it before use, close it after."""
 
     def __init__(
-        self, settings: Settings, backend: Backend, store: JobStore, clock: Callable[[], float] = time.monotonic
+        self,
+        settings: Settings,
+        backend: Backend,
+        store: JobStore,
+        assets: AssetStore,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings = settings
         self._store = store
+        self._assets = assets
+        self._keeper = Keeper(store, assets, settings.assets.retention, self._busy, self._forget_pictures)
         self._clock = clock
         self._fleet = Fleet(settings.timeouts.heartbeat_s)
         self._queue = JobQueue()
@@ -86,6 +100,7 @@ class Dispatcher:
         self._publish_positions()
         self._spawn(self._housekeeping())
         self._spawn(self._prune())
+        self._spawn(self._keeper.run())
 
     async def close(self) -> None:
         """Jobs that have not ended go on when the store is opened again."""
@@ -154,7 +169,19 @@ class Dispatcher:
         await self._store.delete(job_id)
         self._jobs.pop(job_id, None)
         self._finished.pop(job_id, None)
-        return job.view()
+        view = job.view()
+        await self._assets.delete(*(f"{job_id}-{image}" for image in range(view.request.n)))
+        await self._assets.delete_previews(job_id)
+        return view
+
+    async def find_assets(self, query: AssetQuery) -> list[AssetView]:
+        return await self._store.look(partial(gallery.find, query=query))
+
+    async def delete_assets(self, user: str, ids: tuple[str, ...]) -> Deletion:
+        return await self._with_files(await self._keeper.delete(list(ids), user))
+
+    async def delete_all_assets(self, user: str, confirm: int | None) -> Deletion:
+        return await self._with_files(await self._keeper.delete_all(user, confirm))
 
     async def status(self) -> ServiceStatus:
         denoisers, text_encoders = self._fleet.ready("denoiser"), self._fleet.ready("text_encoder")
@@ -372,6 +399,22 @@ class Dispatcher:
         while True:
             await self._store.prune(time.time() - self._settings.jobs_ttl_s)
             await asyncio.sleep(PRUNE_EVERY_S)
+
+    # --- pictures
+
+    async def _with_files(self, deletion: Deletion) -> Deletion:
+        """When they are gone, too; very many, or those of a store that is slow, go on without the caller."""
+        if deletion.deleted:
+            await asyncio.wait({self._spawn(self._keeper.sweep())}, timeout=FILES_S)
+        return deletion
+
+    def _busy(self) -> set[str]:
+        return {job.id for job in self._jobs.values() if not job.status.terminal} | self._arriving.keys()
+
+    def _forget_pictures(self, asset_ids: Iterable[str]) -> None:
+        gone = set(asset_ids)
+        for job_id in {asset_id.rpartition("-")[0] for asset_id in gone} & self._jobs.keys():
+            self._jobs[job_id].forget_pictures(gone)
 
     # --- positions
 
