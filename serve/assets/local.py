@@ -260,7 +260,7 @@ def _page(folder: Path) -> dict[str, float]:
         asset_id = file.name.partition(".")[0]
         if ASSET_ID.fullmatch(asset_id):
             newest[asset_id] = max(stat.st_ctime, newest.get(asset_id, 0.0))
-    return newest
+    return dict(sorted(newest.items()))
 
 
 def _files(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:

@@ -66,7 +66,8 @@ class ObjectAssets:
         )
         with _told():
             try:
-                await obstore.copy_async(self._store, _key(source_id, info.format), _key(target_id, info.format))
+                if source_id != target_id:  # which S3 refuses
+                    await obstore.copy_async(self._store, _key(source_id, info.format), _key(target_id, info.format))
             except FileNotFoundError:
                 raise no_asset(source_id) from None
             await self._put(_key(target_id, "json"), info.to_json(), "application/json")

@@ -170,8 +170,7 @@ class Dispatcher:
         self._jobs.pop(job_id, None)
         self._finished.pop(job_id, None)
         view = job.view()
-        await self._assets.delete(*(f"{job_id}-{image}" for image in range(view.request.n)))
-        await self._assets.delete_previews(job_id)
+        await self._soon(self._drop_files(view))
         return view
 
     async def find_assets(self, query: AssetQuery) -> list[AssetView]:
@@ -403,10 +402,18 @@ class Dispatcher:
     # --- pictures
 
     async def _with_files(self, deletion: Deletion) -> Deletion:
-        """When they are gone, too; very many, or those of a store that is slow, go on without the caller."""
         if deletion.deleted:
-            await asyncio.wait({self._spawn(self._keeper.sweep())}, timeout=FILES_S)
+            await self._soon(self._keeper.sweep())
         return deletion
+
+    async def _drop_files(self, view: JobView) -> None:
+        """Of a job that was stopped half-way, too, whose pictures have no rows."""
+        await self._assets.delete(*(f"{view.id}-{image}" for image in range(view.request.n)))
+        await self._assets.delete_previews(view.id)
+
+    async def _soon(self, removal: Coroutine[Any, Any, None]) -> None:
+        """Waits for files to be gone; very many, or those of a slow store, go on without the caller."""
+        await asyncio.wait({self._spawn(removal)}, timeout=FILES_S)
 
     def _busy(self) -> set[str]:
         return {job.id for job in self._jobs.values() if not job.status.terminal} | self._arriving.keys()

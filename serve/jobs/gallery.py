@@ -38,9 +38,12 @@ async def record_new(connection: AsyncConnection, records: Iterable[JobRecord]) 
     """The same for jobs that are not stored yet, or known not to have ended."""
     ended = [record for record in records if record.status.terminal]
     pictures = [row for record in ended if record.status is JobStatus.SUCCEEDED for row in _rows(record)]
-    known = await _known(connection, [row["id"] for row in pictures])  # of a job that was deleted and sent again
-    if new := [row for row in pictures if row["id"] not in known]:
-        await connection.execute(insert(assets), new)
+    ids = [row["id"] for row in pictures]
+    if ids:
+        known = await _known(connection, ids)
+        if new := [row for row in pictures if row["id"] not in known]:
+            await connection.execute(insert(assets), new)
+        await removed(connection, ids)  # of a job that was deleted and sent again
     begun = [record for record in ended if record.started_at is not None or record.attempt > 1]
     leftovers = [id for record in begun if record.status is not JobStatus.SUCCEEDED for id in asset_ids(record)]
     if leftovers:

@@ -1,4 +1,4 @@
-"""Keeps pictures and rows true to each other: removes what is to go, what is too old or too much, and what is astray."""
+"""Keeps pictures and rows true to each other: removes what is to go, too old, too much, or astray."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from contextlib import suppress
 from functools import partial
 
 import structlog
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from serve.assets.store import AssetStore
@@ -55,7 +56,7 @@ class Keeper:
                     reconcile_at = time.monotonic() + RECONCILE_EVERY_S
             except StaleWriter:
                 raise
-            except (ZImageError, OSError) as error:  # the database or the asset store is away: next time
+            except (ZImageError, OSError, DBAPIError) as error:  # the database or the asset store is away: next time
                 log.warning("pictures could not be looked after", error=str(error))
             await asyncio.sleep(ROUND_S)
 
