@@ -9,6 +9,7 @@ from deployments.dispatcher import Dispatcher
 from deployments.gateway import Gateway
 from deployments.placement import PlacedRouter
 from deployments.text_encoder import TextEncoder
+from serve.assets.open import check_assets
 from serve.settings import Settings
 from serve.weights import resolve, verify
 
@@ -20,6 +21,7 @@ def build(settings: Settings) -> Application:
     """
     folder = resolve(settings)
     verify(folder)
+    check_assets(settings)
     settings = settings.model_copy(update={"data": settings.data.resolve()})
     placed = RequestRouterConfig(request_router_class=f"{PlacedRouter.__module__}.{PlacedRouter.__name__}")
     text_encoder = serve.deployment(TextEncoder).bind(settings, folder)

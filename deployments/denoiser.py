@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from ray import serve
 
 from deployments.replica import Membership, replica_id
-from serve.assets.store import LocalAssets
+from serve.assets.open import open_assets
 from serve.messages import Generated, Phase, ReplicaState, Task
 from serve.settings import Settings
 
@@ -46,7 +46,7 @@ class Denoiser:
         )
         self._decode.set_max_batch_size(settings.scheduler.decode_batch)
         self._generator = Generator(
-            self._engine, self._decode, LocalAssets(settings.data / "assets"), ThreadPoolExecutor(2, "files")
+            self._engine, self._decode, open_assets(settings), ThreadPoolExecutor(2, "files"), settings
         )
         identity = await asyncio.to_thread(identity_of, folder, str(placement))
         self._membership.ready(replace(state, engine=identity), self._measured)

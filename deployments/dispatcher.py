@@ -8,11 +8,22 @@ from ray.serve.handle import DeploymentHandle
 
 from deployments.remote import RemoteBackend
 from serve import logs
-from serve.assets.store import LocalAssets
+from serve.assets.open import open_assets
 from serve.jobs.dispatcher import Dispatcher as Jobs
 from serve.jobs.outbox import Outbox
 from serve.jobs.store import store_of
-from serve.messages import Event, JobQuery, JobView, ReplicaState, ServiceStatus, Submission, TaskReport
+from serve.messages import (
+    AssetQuery,
+    AssetView,
+    Deletion,
+    Event,
+    JobQuery,
+    JobView,
+    ReplicaState,
+    ServiceStatus,
+    Submission,
+    TaskReport,
+)
 from serve.settings import Settings
 
 POLL_S = 2.0  # short enough not to hold up a shutdown
@@ -21,8 +32,7 @@ POLL_S = 2.0  # short enough not to hold up a shutdown
 class Dispatcher:
     async def __init__(self, settings: Settings, text_encoder: DeploymentHandle, denoiser: DeploymentHandle) -> None:  # type: ignore[misc]  # Ray Serve awaits it
         logs.configure(settings.log_format)
-        assets = LocalAssets(settings.data / "assets")
-        self._jobs = Jobs(settings, RemoteBackend(text_encoder, denoiser), store_of(settings), assets)
+        self._jobs = Jobs(settings, RemoteBackend(text_encoder, denoiser), store_of(settings), open_assets(settings))
         await self._jobs.open()
         self._epoch = secrets.token_hex(8)
         self._outboxes: dict[str, Outbox] = {}
@@ -58,6 +68,15 @@ class Dispatcher:
 
     async def delete(self, job_id: str) -> JobView:
         return await self._jobs.delete(job_id)
+
+    async def find_assets(self, query: AssetQuery) -> list[AssetView]:
+        return await self._jobs.find_assets(query)
+
+    async def delete_assets(self, user: str, ids: tuple[str, ...]) -> Deletion:
+        return await self._jobs.delete_assets(user, ids)
+
+    async def delete_all_assets(self, user: str, confirm: int | None) -> Deletion:
+        return await self._jobs.delete_all_assets(user, confirm)
 
     async def status(self) -> ServiceStatus:
         return await self._jobs.status()

@@ -12,7 +12,7 @@ from deployments.remote import RemoteService, detached
 from deployments.replica import replica_id
 from serve import logs
 from serve.api.app import create_app
-from serve.assets.store import LocalAssets
+from serve.assets.open import open_assets
 from serve.settings import Settings
 from serve.tokens import PromptTokens
 
@@ -25,7 +25,7 @@ class Gateway:
         self._settings = settings
         self._service = RemoteService(dispatcher, replica_id())
         self._service.open()
-        self._assets = LocalAssets(settings.data / "assets")
+        self._assets = open_assets(settings)
         self._prompts = PromptTokens(folder / "tokenizer")
         self._sweeping = detached(self._sweep_previews())
 

@@ -22,6 +22,9 @@ from ray.serve.handle import DeploymentHandle, DeploymentResponse
 from serve.errors import NotFound, StaleWriter, Unavailable, ZImageError
 from serve.jobs.fleet import ReplicaGone
 from serve.messages import (
+    AssetQuery,
+    AssetView,
+    Deletion,
     Event,
     Generated,
     ImageRequest,
@@ -203,6 +206,18 @@ class RemoteService:
     async def delete(self, job_id: str) -> JobView:
         view: JobView = await self._call(lambda: self._dispatcher.delete.remote(job_id))
         return view
+
+    async def find_assets(self, query: AssetQuery) -> list[AssetView]:
+        views: list[AssetView] = await self._call(lambda: self._dispatcher.find_assets.remote(query))
+        return views
+
+    async def delete_assets(self, user: str, ids: tuple[str, ...]) -> Deletion:
+        deletion: Deletion = await self._call(lambda: self._dispatcher.delete_assets.remote(user, ids))
+        return deletion
+
+    async def delete_all_assets(self, user: str, confirm: int | None) -> Deletion:
+        deletion: Deletion = await self._call(lambda: self._dispatcher.delete_all_assets.remote(user, confirm))
+        return deletion
 
     async def status(self) -> ServiceStatus:
         status: ServiceStatus = await self._call(self._dispatcher.status.remote)

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 import yaml
 
 from deployments.leftovers import end, watch
+from serve.assets.open import check_assets
 from serve.errors import ConfigError, ZImageError
 from serve.port import check_port
 from serve.weights import bytes_of, resolve, verify
@@ -99,6 +100,7 @@ def prepare(config: Path, port: int | None, data: Path | None) -> Start:
     verify(folder)
     where = (data or served.settings.data).expanduser()
     check_writable(where)
+    check_assets(served.settings)
     summary = f"{config}: model {served.settings.model} ({bytes_of(folder) / 1e6:,.1f} MB), data in {where.absolute()}"
     return Start(served.host, port or served.port, render(config, port, data), summary)
 

@@ -143,6 +143,18 @@ class StoreFull(ZImageError):
     status, code = 507, "store_full"
 
 
+class StoreUnavailable(Unavailable):
+    """The asset store does not answer or takes no writes; the pictures in it are not lost."""
+
+    code = "store_unavailable"
+
+
+class AssetCorrupted(ZImageError):
+    """A stored picture whose bytes are not those that were stored."""
+
+    code = "asset_corrupted"
+
+
 class ConfigError(ZImageError):
     """Configuration that stops the start: says file, key and fix."""
 

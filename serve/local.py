@@ -11,7 +11,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from serve.assets.store import LocalAssets
+from serve.assets.open import check_assets, open_assets
+from serve.assets.store import AssetStore
 from serve.engine.decode import Pixels
 from serve.engine.embeddings import RememberingEncoder
 from serve.engine.engine import Engine
@@ -32,7 +33,7 @@ Embeddings = asyncio.Future[list[Embedding]]
 class LocalService(Dispatcher):
     """ImageService over engines in this process, with the store and the tokenizer that the API needs."""
 
-    def __init__(self, settings: Settings, backend: LocalBackend, assets: LocalAssets, folder: Path) -> None:
+    def __init__(self, settings: Settings, backend: LocalBackend, assets: AssetStore, folder: Path) -> None:
         super().__init__(settings, backend, store_of(settings), assets)
         self.assets = assets
         self.prompts = PromptTokens(folder / "tokenizer")
@@ -65,7 +66,8 @@ async def open_service(settings: Settings) -> AsyncIterator[LocalService]:
     """Loads and warms up the model, then serves until the block is left."""
     folder = resolve(settings)
     verify(folder)
-    assets = LocalAssets(settings.data / "assets")
+    check_assets(settings)
+    assets = open_assets(settings)
     with ThreadPoolExecutor(1, "text") as texts, ThreadPoolExecutor(1, "files") as files:
         backend, engine = await asyncio.to_thread(_load, settings, folder, assets, texts, files)
         service = LocalService(settings, backend, assets, folder)
@@ -83,7 +85,7 @@ async def open_service(settings: Settings) -> AsyncIterator[LocalService]:
 
 
 def _load(
-    settings: Settings, folder: Path, assets: LocalAssets, texts: ThreadPoolExecutor, files: ThreadPoolExecutor
+    settings: Settings, folder: Path, assets: AssetStore, texts: ThreadPoolExecutor, files: ThreadPoolExecutor
 ) -> tuple[LocalBackend, Engine]:
     placement = Placement.choose(settings)
     engine = open_engine(settings, folder, placement)
@@ -91,7 +93,7 @@ def _load(
     async def decode(latents: Tensor) -> Pixels:
         return (await engine.decode([latents]))[0]
 
-    generator = Generator(engine, decode, assets, files)
+    generator = Generator(engine, decode, assets, files, settings)
     return LocalBackend(open_text_encoder(settings, folder, placement), generator, texts), engine
 
 

@@ -82,7 +82,7 @@ class JobStatus(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredImage:
-    """A finished picture in the asset store."""
+    """A finished picture in the asset store, or one that was there and has been `deleted`."""
 
     asset_id: str
     seed: int
@@ -90,6 +90,7 @@ class StoredImage:
     height: int
     format: ImageFormat
     bytes: int
+    deleted: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -232,6 +233,7 @@ class Task:
     hard_deadline: bool
     attempt: int
     replica_id: str
+    user: str = "anonymous"
 
     @property
     def seed(self) -> int:
@@ -355,3 +357,33 @@ class JobQuery:
     text: str = ""
     before: str | None = None
     limit: int = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AssetView:
+    """A finished picture as its owner sees it; `request` is that of its whole job, `created_at` Unix seconds."""
+
+    image: StoredImage
+    job_id: str
+    user: str
+    created_at: float
+    request: ImageRequest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AssetQuery:
+    """Newest first, strictly after asset `after` in that order; `text` as in JobQuery. `ids` limits it to some."""
+
+    user: str | None = None
+    text: str = ""
+    after: str | None = None
+    ids: frozenset[str] | None = None
+    limit: int = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deletion:
+    """What a wish to delete pictures came to; other users' are unknown."""
+
+    deleted: tuple[str, ...]
+    unknown: tuple[str, ...] = ()

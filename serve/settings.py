@@ -67,6 +67,40 @@ class TimeoutSettings(_Section):
     heartbeat_s: float = Field(2, gt=0, description="a replica silent for five of these is no longer given work")
 
 
+class RetentionSettings(_Section):
+    """Which pictures are removed by themselves, oldest first; a running job's never are."""
+
+    max_age_s: int | None = Field(None, ge=1)
+    max_bytes: int | None = Field(None, ge=1, description="of all users' pictures, thumbnails not counted")
+
+
+class S3Settings(_Section):
+    """Credentials come from the environment or the instance, never from here."""
+
+    bucket: str | None = Field(None, min_length=1)
+    prefix: str = Field("", pattern=r"^[^/\s]?([^\s]*[^/\s])?$", description="of all keys, without slashes at its ends")
+    endpoint: str | None = Field(None, pattern=r"^https?://[^\s]+[^/]$", description="default: Amazon's")
+    region: str | None = None
+    virtual_hosted: bool = Field(False, description="the bucket is in the host name instead of the path")
+
+
+class AssetSettings(_Section):
+    """Where finished pictures are kept, and for how long."""
+
+    store: Literal["local", "s3"] = "local"
+    s3: S3Settings = S3Settings()
+    retention: RetentionSettings = RetentionSettings()
+    embed_parameters: bool = Field(True, description="prompt, seed and so on inside the picture's file")
+
+    @model_validator(mode="after")
+    def _bucket_is_named(self) -> AssetSettings:
+        if self.store == "s3" and self.s3.bucket is None:
+            raise ValueError("store: s3 needs s3.bucket")
+        if self.store == "local" and self.s3 != S3Settings():
+            raise ValueError("s3 is configured, but store is local; set store: s3")
+        return self
+
+
 class Settings(_Section):
     """Everything that needs a restart to change."""
 
@@ -97,6 +131,7 @@ class Settings(_Section):
     scheduler: SchedulerSettings = SchedulerSettings()
     limits: LimitSettings = LimitSettings()
     timeouts: TimeoutSettings = TimeoutSettings()
+    assets: AssetSettings = AssetSettings()
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> Settings:

@@ -7,12 +7,13 @@ import time
 from fastapi import FastAPI
 
 from serve.api import assets as pictures
-from serve.api import errors, events, jobs, openai, ops, ws
+from serve.api import errors, events, gallery, jobs, openai, ops, ws
 from serve.api.deps import Door
 from serve.api.docs import DocumentedApp
 from serve.api.envelope import Envelope
 from serve.assets.links import open_links
 from serve.assets.store import AssetStore
+from serve.assets.thumbnails import Thumbnails
 from serve.jobs.service import ImageService
 from serve.settings import Settings
 from serve.tokens import PromptTokens
@@ -32,11 +33,12 @@ def create_app(
         service=service,
         assets=assets,
         prompts=prompts,
+        thumbnails=Thumbnails(assets),
         links=open_links(settings),
         settings=settings,
         opened_at=int(time.time()),
     )
-    for concern in (openai, jobs, events, ws, pictures, ops):
+    for concern in (openai, jobs, events, ws, gallery, pictures, ops):
         app.include_router(concern.router)
     errors.install(app)
     app.add_middleware(Envelope, echo=echo_request_id)

@@ -11,10 +11,11 @@ from fastapi import Depends
 from starlette.requests import HTTPConnection
 
 from serve.assets.links import Links
-from serve.assets.store import AssetStore
+from serve.assets.store import ASSET_ID, AssetStore, no_asset
+from serve.assets.thumbnails import Thumbnails
 from serve.errors import NotFound
 from serve.jobs.service import ImageService
-from serve.messages import JobView
+from serve.messages import AssetQuery, AssetView, JobView
 from serve.settings import Settings
 from serve.tokens import PromptTokens
 
@@ -27,6 +28,7 @@ class Door:
 
     service: ImageService
     assets: AssetStore
+    thumbnails: Thumbnails
     prompts: PromptTokens
     links: Links
     settings: Settings
@@ -43,6 +45,19 @@ class Door:
     def asset_url(self, base: str, asset_id: str, now: float) -> str:
         """Signed."""
         return f"{base}/v1/assets/{asset_id}?{self.links.sign(asset_id, now)}"
+
+    def thumbnail_url(self, base: str, asset_id: str, now: float) -> str:
+        """Signed for the thumbnail alone: it does not open the picture."""
+        path = f"{asset_id}/thumbnail"
+        return f"{base}/v1/assets/{path}?{self.links.sign(path, now)}"
+
+    async def asset(self, asset_id: str) -> AssetView:
+        """Raises NotFound, for other users' pictures too."""
+        if ASSET_ID.fullmatch(asset_id):
+            query = AssetQuery(user=self.user, ids=frozenset([asset_id]))
+            for view in await self.service.find_assets(query):
+                return view
+        raise no_asset(asset_id)
 
     async def job(self, job_id: str) -> JobView:
         """Raises NotFound, for other users' jobs too."""

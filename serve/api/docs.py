@@ -122,8 +122,39 @@ ASSET: dict[str, Any] = {
         200: _images("the picture"),
         206: _images("a part of it, by `Range`"),
         304: {"description": "unchanged, by `If-None-Match`"},
-        **_errors(403, 404, 416, 500),
+        **_errors(403, 404, 416, 500, 503),
     },
+}
+THUMBNAIL: dict[str, Any] = {
+    "summary": "A picture made small, as WebP",
+    "responses": {
+        200: _images("at most 256 pixels on its longest side"),
+        304: {"description": "unchanged, by `If-None-Match`"},
+        **_errors(403, 404, 500, 503),
+    },
+}
+ASSET_METADATA: dict[str, Any] = {
+    "summary": "What is known of one of your pictures",
+    "responses": _errors(404, 500, 503),
+}
+LIST_ASSETS: dict[str, Any] = {"summary": "Your pictures, newest first", "responses": _errors(400, 500, 503)}
+DELETE_ASSET: dict[str, Any] = {
+    "summary": "Delete one of your pictures",
+    "status_code": 204,
+    "responses": _errors(404, 500, 503),
+}
+DELETE_ASSETS: dict[str, Any] = {"summary": "Delete all your pictures", "responses": _errors(400, 500, 503)}
+DELETE_MANY_ASSETS: dict[str, Any] = {
+    "summary": "Delete some of your pictures",
+    "openapi_extra": _body(
+        {
+            "title": "AssetDeletion",
+            "type": "object",
+            "required": ["ids"],
+            "properties": {"ids": {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": 1000}},
+        }
+    ),
+    "responses": _errors(400, 413, 500, 503),
 }
 
 

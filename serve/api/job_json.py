@@ -9,7 +9,7 @@ from typing import Any
 
 from serve.api.deps import Door
 from serve.api.job_body import as_body
-from serve.messages import ErrorInfo, ImageError, JobStatus, JobView, Succeeded, Timings
+from serve.messages import ErrorInfo, ImageError, JobStatus, JobView, StoredImage, Succeeded, Timings
 
 
 def job_json(door: Door, base: str, view: JobView) -> dict[str, Any]:
@@ -49,7 +49,7 @@ def queue_json(position: int, length: int | None, eta_seconds: float | None) -> 
 
 def result_json(door: Door, base: str, result: JobView | Succeeded) -> dict[str, Any]:
     now = time.time()
-    images = [asdict(image) | {"url": door.asset_url(base, image.asset_id, now)} for image in result.images]
+    images = [asdict(image) | urls_json(door, base, image, now) for image in result.images]
     return {"images": images, "cache": result.cache} | partial_json(result.errors)
 
 
@@ -70,6 +70,16 @@ def error_json(error: ErrorInfo) -> dict[str, Any]:
         "param": error.param,
         "code": error.code,
         "hint": error.hint,
+    }
+
+
+def urls_json(door: Door, base: str, image: StoredImage, now: float) -> dict[str, str | None]:
+    """Null where the picture has been deleted."""
+    if image.deleted:
+        return {"url": None, "thumbnail_url": None}
+    return {
+        "url": door.asset_url(base, image.asset_id, now),
+        "thumbnail_url": door.thumbnail_url(base, image.asset_id, now),
     }
 
 

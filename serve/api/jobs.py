@@ -21,7 +21,7 @@ from serve.api.idempotency import keyed
 from serve.api.job_body import JobBody, rerun_body, resolve_job
 from serve.api.job_json import job_json
 from serve.errors import InvalidRequest
-from serve.messages import JobQuery, JobStatus, JobView
+from serve.messages import JobQuery, JobStatus
 
 MAX_WAIT_S = 60
 MAX_PAGE = 200
@@ -90,7 +90,7 @@ async def cancel_job(job_id: str, request: Request, door: TheDoor) -> Response:
 async def delete_job(job_id: str, door: TheDoor) -> Response:
     """Once begun it is done to the end, whoever leaves: a picture without its record would stay for ever."""
     await door.job(job_id)
-    await asyncio.shield(detach(_delete(door, job_id)))
+    await asyncio.shield(detach(door.service.delete(job_id)))
     return Response(status_code=204)
 
 
@@ -124,14 +124,6 @@ async def _create(request: Request, door: Door, body: dict[str, Any], parent_id:
     if wait:
         headers["Preference-Applied"] = f"wait={wait}"
     return JSONResponse(shown, 200 if replayed or (wait and view.status.terminal) else 202, headers)
-
-
-async def _delete(door: Door, job_id: str) -> None:
-    """A job that was stopped half-way may have pictures that its record does not name."""
-    view: JobView = await door.service.delete(job_id)
-    for image in range(view.request.n):
-        await door.assets.delete(f"{job_id}-{image}")
-    await door.assets.delete_previews(job_id)
 
 
 def _preferred_wait(request: Request) -> int:

@@ -26,7 +26,7 @@ from serve.api.generation import GenerationBody, parse
 from serve.api.idempotency import keyed
 from serve.api.order import Order, resolve
 from serve.api.sse import EventStream
-from serve.errors import ZImageError
+from serve.errors import NotFound, ZImageError
 from serve.messages import CacheUse, Event, Preview, StoredImage, Succeeded
 
 router = APIRouter(prefix="/v1", tags=["OpenAI"])
@@ -90,8 +90,17 @@ async def _finished(door: Door, order: Order) -> Succeeded:
     async with aclosing(_events(door, order)) as events:
         async for event in events:
             if isinstance(event, Succeeded):
+                _check_kept(event)
                 return event
     raise ZImageError("the job ended without a result")
+
+
+def _check_kept(done: Succeeded) -> None:
+    """A repetition of a job whose pictures were deleted meanwhile. Raises NotFound."""
+    for image in done.images:
+        if image.deleted:
+            hint = "send it with another Idempotency-Key to have it drawn again"
+            raise NotFound(f"picture {image.asset_id} has been deleted", hint=hint)
 
 
 async def _raw(door: Door, order: Order, done: Succeeded) -> Response:
@@ -134,6 +143,7 @@ async def _chunks(request: Request, door: Door, order: Order) -> AsyncGenerator[
                         partial = answers.partial_event(order, event.index, data, event.at)
                         yield "join" if joined else "miss", answers.encode_event(partial)
                 elif isinstance(event, Succeeded):
+                    _check_kept(event)
                     yield event.cache, await _completed(request, door, order, event)
     finally:
         if order.submission.previews and order.submission.idempotency_key is None:

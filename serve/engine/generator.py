@@ -6,16 +6,18 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from torch import Tensor
 
+from serve.assets.metadata import describe, parameters
 from serve.assets.store import AssetStore
 from serve.engine import codec
 from serve.engine.decode import Pixels
 from serve.engine.engine import Engine, Generation
 from serve.engine.text import Embedding
 from serve.messages import Generated, StoredImage, Task, TaskPreview, TaskReport, TaskStepped
+from serve.settings import Settings
 
 Decode = Callable[[Tensor], Awaitable[Pixels]]
 Report = Callable[[TaskReport], None]
@@ -29,6 +31,7 @@ class Generator:
     decode: Decode
     assets: AssetStore
     files: ThreadPoolExecutor
+    settings: Settings
 
     async def generate(self, task: Task, embedding: Embedding, negative: Embedding | None, report: Report) -> Generated:
         """Returns when the picture is in the asset store. Cancelling the caller stops it at the next step."""
@@ -74,8 +77,11 @@ class Generator:
 
     async def _store(self, task: Task, pixels: Pixels) -> StoredImage:
         request = task.request
-        data = await self.in_files(lambda: codec.encode(pixels, request.output_format, request.output_compression))
-        metadata = asdict(request) | {"seed": task.seed, "image": task.image, "job_id": task.job_id}
+        inside = parameters(request, task.image) if self.settings.assets.embed_parameters else None
+        data = await self.in_files(
+            lambda: codec.encode(pixels, request.output_format, request.output_compression, inside)
+        )
+        metadata = describe(request, task.image, job_id=task.job_id, user=task.user, weights=self.settings.model)
         await self.assets.write(task.asset_id, data, request.output_format, metadata)
         return StoredImage(
             asset_id=task.asset_id,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from functools import partial
 from typing import Any, TypeVar
 
@@ -12,10 +12,12 @@ import structlog
 
 from serve.assets.store import AssetStore
 from serve.errors import DeadlineExceeded, NotFound, ReplicaLost, StaleWriter, ZImageError
+from serve.jobs import gallery
 from serve.jobs.admission import Admission
 from serve.jobs.fleet import Backend, Fleet
 from serve.jobs.flights import Flights
 from serve.jobs.job import Job, Listener
+from serve.jobs.keeper import Keeper
 from serve.jobs.memory import Memory
 from serve.jobs.placements import Placement, Placements
 from serve.jobs.queue import JobQueue
@@ -27,8 +29,11 @@ from serve.jobs.store import JobStore
 from serve.jobs.tasks import Tasks
 from serve.jobs.waiting import WaitingRoom
 from serve.messages import (
+    AssetQuery,
+    AssetView,
     Canceled,
     Canceling,
+    Deletion,
     ErrorInfo,
     Event,
     Expired,
@@ -55,6 +60,7 @@ T = TypeVar("T")
 
 POSITIONS_EVERY_S = 0.25
 PRUNE_EVERY_S = 3600.0
+FILES_S = 5.0
 
 
 class Dispatcher:
@@ -70,6 +76,8 @@ class Dispatcher:
     ) -> None:
         self._settings = settings
         self._store = store
+        self._assets = assets
+        self._keeper = Keeper(store, assets, settings.assets.retention, self._busy, self._forget_pictures)
         self._clock = clock
         self._fleet = Fleet(settings.timeouts.heartbeat_s)
         self._queue = JobQueue()
@@ -96,6 +104,7 @@ class Dispatcher:
         self._room.publish()
         self._tasks.spawn(self._housekeeping())
         self._tasks.spawn(self._prune())
+        self._tasks.spawn(self._keeper.run())
 
     async def close(self) -> None:
         """Jobs that have not ended go on when the store is opened again."""
@@ -161,7 +170,18 @@ class Dispatcher:
         job = await self._find(job_id)
         await self._store.delete(job_id)
         self._jobs.forget(job_id)
-        return job.view()
+        view = job.view()
+        await self._soon(self._drop_files(view))
+        return view
+
+    async def find_assets(self, query: AssetQuery) -> list[AssetView]:
+        return await self._store.look(partial(gallery.find, query=query))
+
+    async def delete_assets(self, user: str, ids: tuple[str, ...]) -> Deletion:
+        return await self._with_files(await self._keeper.delete(list(ids), user))
+
+    async def delete_all_assets(self, user: str, confirm: int | None) -> Deletion:
+        return await self._with_files(await self._keeper.delete_all(user, confirm))
 
     async def status(self) -> ServiceStatus:
         return status_of(self._fleet, self._jobs.values(), self._clock() - self._opened)
@@ -385,6 +405,30 @@ class Dispatcher:
         while True:
             await self._store.prune(time.time() - self._settings.jobs_ttl_s)
             await asyncio.sleep(PRUNE_EVERY_S)
+
+    # --- pictures
+
+    async def _with_files(self, deletion: Deletion) -> Deletion:
+        if deletion.deleted:
+            await self._soon(self._keeper.sweep())
+        return deletion
+
+    async def _drop_files(self, view: JobView) -> None:
+        """Of a job that was stopped half-way, too, whose pictures have no rows."""
+        await self._assets.delete(*(f"{view.id}-{image}" for image in range(view.request.n)))
+        await self._assets.delete_previews(view.id)
+
+    async def _soon(self, removal: Coroutine[Any, Any, None]) -> None:
+        """Waits for files to be gone; very many, or those of a slow store, go on without the caller."""
+        await asyncio.wait({self._tasks.spawn(removal)}, timeout=FILES_S)
+
+    def _busy(self) -> set[str]:
+        return {job.id for job in self._jobs.values() if not job.status.terminal} | self._arriving.keys()
+
+    def _forget_pictures(self, asset_ids: Iterable[str]) -> None:
+        gone = set(asset_ids)
+        for job_id in {asset_id.rpartition("-")[0] for asset_id in gone} & self._jobs.keys():
+            self._jobs[job_id].forget_pictures(gone)
 
     # --- the rest
 

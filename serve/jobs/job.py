@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Container
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from serve.jobs.estimate import Work
@@ -178,6 +178,13 @@ class Job:
         if self.end is not None and not self.status.terminal:
             self._publish(self.end)
             self.listeners.clear()
+
+    def forget_pictures(self, asset_ids: Container[str]) -> None:
+        """Pictures of a succeeded job have been deleted: whoever asks from now on is told so."""
+        if isinstance(self.end, Succeeded):
+            images = tuple(replace(i, deleted=True) if i.asset_id in asset_ids else i for i in self.end.images)
+            before, self.end = self.end, replace(self.end, images=images)
+            self.events = [self.end if event is before else event for event in self.events]
 
     def listen(self, listener: Listener, after: int) -> None:
         """Replays what was missed, then passes on what comes."""

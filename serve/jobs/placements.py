@@ -73,6 +73,7 @@ class Placements:
             hard_deadline=job.hard_deadline,
             attempt=job.attempt,
             replica_id=replica_id,
+            user=job.submission.user,
         )
         placement = self._placed[task_id] = Placement(job, task, job.attempt)
         placement.drive = self._spawn(self._drive(placement, job.embeddings))

@@ -100,8 +100,8 @@ class Results:
 
     async def drop_all(self, submission: Submission) -> None:
         """Whatever a job may have left."""
-        for image in range(submission.request.n):
-            await self._assets.delete(pictures.asset_id(submission.job_id, image))
+        images = range(submission.request.n)
+        await self._assets.delete(*(pictures.asset_id(submission.job_id, image) for image in images))
 
 
 def joined(timings: Timings, started_at: float | None, created_at: float) -> Timings:

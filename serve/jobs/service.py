@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Protocol
 
-from serve.messages import Event, JobQuery, JobView, ServiceStatus, Submission
+from serve.messages import AssetQuery, AssetView, Deletion, Event, JobQuery, JobView, ServiceStatus, Submission
 
 
 class ImageService(Protocol):
@@ -29,6 +29,15 @@ class ImageService(Protocol):
         """At most `query.limit` jobs, newest first."""
 
     async def delete(self, job_id: str) -> JobView:
-        """Cancels it where needed and drops the record; returns what it was. Raises NotFound."""
+        """Cancels it where needed and drops the record with its pictures; returns what it was. Raises NotFound."""
+
+    async def find_assets(self, query: AssetQuery) -> list[AssetView]:
+        """At most `query.limit` pictures, newest first."""
+
+    async def delete_assets(self, user: str, ids: tuple[str, ...]) -> Deletion:
+        """Those of them that are the user's. Their links are dead when this returns, or shortly after it."""
+
+    async def delete_all_assets(self, user: str, confirm: int | None) -> Deletion:
+        """Raises InvalidRequest, and deletes nothing, where `confirm` is not their number."""
 
     async def status(self) -> ServiceStatus: ...

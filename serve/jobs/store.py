@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from sqlalchemy import ColumnElement, Connection, Select, bindparam, delete, event, insert, select, update
 from sqlalchemy.engine import make_url
@@ -14,6 +14,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from serve.errors import ConfigError, IdempotencyKeyReused, StaleWriter
+from serve.jobs import gallery
 from serve.jobs.cached_rows import CachedRow, cached_rows
 from serve.jobs.commits import Batch, GroupCommit, Outcome
 from serve.jobs.record import JobRecord, first_row, from_row, searchable, state_row
@@ -24,6 +25,7 @@ from serve.settings import Settings
 KEYS_KEPT_S = 24 * 3600
 BUSY_MS = 10_000
 
+T = TypeVar("T")
 _SAVE = update(jobs).where(jobs.c.id == bindparam("job_id"), jobs.c.completed_at.is_(None))
 
 
@@ -68,6 +70,12 @@ class JobStore(Protocol):
 
     async def prune(self, ended_before: float) -> None:
         """Forgets jobs that ended before this Unix time."""
+
+    async def change(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+        """Does something else in the next transaction, and answers after the commit. Raises Unavailable."""
+
+    async def look(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+        """Reads in a transaction of its own."""
 
 
 class SqlJobStore:
@@ -149,6 +157,14 @@ class SqlJobStore:
         self._batch.ended_before = ended_before
         await self._batch.applying()
 
+    async def change(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+        answer: T = await self._batch.changing(work)
+        return answer
+
+    async def look(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+        async with self._engine.connect() as connection:
+            return await work(connection)
+
     @property
     def _batch(self) -> Batch:
         assert self._writes is not None, "the store is not open"
@@ -156,19 +172,23 @@ class SqlJobStore:
 
     async def _read(self, statement: Select[Any]) -> list[JobRecord]:
         async with self._engine.connect() as connection:
-            return [from_row(row) for row in (await connection.execute(statement)).mappings()]
+            records = [from_row(row) for row in (await connection.execute(statement)).mappings()]
+            return await gallery.mark(connection, records)
 
     async def _commit(self, batch: Batch) -> list[Outcome]:
         async with self._writing.begin() as connection:
             await self._fence(connection)
             if batch.ended_before is not None:
-                await connection.execute(delete(jobs).where(jobs.c.completed_at < batch.ended_before))
+                await _forget(connection, jobs.c.completed_at < batch.ended_before)
             if batch.deletes:
-                await connection.execute(delete(jobs).where(jobs.c.id.in_(batch.deletes)))
+                await _forget(connection, jobs.c.id.in_(batch.deletes))
             outcomes = await _add(connection, batch.adds) if batch.adds else []
             if batch.saves:
+                await gallery.record(connection, batch.saves.values())
                 rows = [state_row(record) | {"job_id": record.id} for record in batch.saves.values()]
                 await connection.execute(_SAVE, rows)
+            for change in batch.changes:
+                await change.apply(connection)
         return outcomes
 
     async def _fence(self, connection: AsyncConnection) -> None:
@@ -223,6 +243,11 @@ def _begin_sqlite(connection: Connection) -> None:
 Seen = Mapping[str | tuple[str, str], JobRecord]
 
 
+async def _forget(connection: AsyncConnection, which: ColumnElement[bool]) -> None:
+    await gallery.drop_jobs(connection, which)
+    await connection.execute(delete(jobs).where(which))
+
+
 async def _add(connection: AsyncConnection, records: list[JobRecord]) -> list[Outcome]:
     """Inserts what is new; what repeats another is answered with that."""
     if keys := _keys(record.submission for record in records):
@@ -231,7 +256,7 @@ async def _add(connection: AsyncConnection, records: list[JobRecord]) -> list[Ou
     rows = await connection.execute(_like(record.submission for record in records))
     seen = _seen(map(from_row, rows.mappings()))
     outcomes: list[Outcome] = []
-    new: list[dict[str, Any]] = []
+    new: list[JobRecord] = []
     for record in records:
         try:
             repeated = _repeated(record.submission, seen)
@@ -239,11 +264,12 @@ async def _add(connection: AsyncConnection, records: list[JobRecord]) -> list[Ou
             outcomes.append(error)
             continue
         if repeated is None:
-            new.append(first_row(record))
+            new.append(record)
             seen |= _seen([record])
         outcomes.append(repeated or record)
     if new:
-        await connection.execute(insert(jobs), new)
+        await connection.execute(insert(jobs), [first_row(record) for record in new])
+        await gallery.record_new(connection, new)
     return outcomes
 
 

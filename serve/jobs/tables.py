@@ -50,6 +50,27 @@ jobs = Table(
     Index("ux_jobs_user_idempotency_key", "user", "idempotency_key", unique=True),
 )
 
+assets = Table(
+    "assets",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("job_id", Text, nullable=False),
+    Column("image", Integer, nullable=False),
+    Column("user", Text, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Index("ix_assets_user_job_id", "user", "job_id"),
+    Index("ix_assets_job_id", "job_id"),
+    Index("ix_assets_created_at", "created_at", "bytes"),
+)
+
+asset_removals = Table(
+    "asset_removals",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("due_at", Double, nullable=False),
+)
+
 
 def migrate(connection: Connection) -> None:
     """Brings the database to the newest form, inside the caller's transaction."""

@@ -4,7 +4,7 @@ import re
 import pytest
 
 from serve.api.app import create_app
-from serve.assets.store import LocalAssets
+from serve.assets.local import LocalAssets
 from serve.errors import DeadlineExceeded, ReplicaLost
 
 URL = "/v1/images/generations"

@@ -7,7 +7,7 @@ import pytest
 from ulid import ULID
 
 from serve.api.app import create_app
-from serve.assets.store import LocalAssets
+from serve.assets.local import LocalAssets
 from serve.errors import NotFound, ReplicaLost
 from serve.messages import ImageRequest, Submission
 

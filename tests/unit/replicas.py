@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 from ulid import ULID
 
-from serve.assets.store import AssetInfo, LocalAssets
+from serve.assets.local import LocalAssets
+from serve.assets.store import AssetInfo
 from serve.jobs.dispatcher import Dispatcher
 from serve.jobs.store import store_of
 from serve.messages import (
