@@ -14,6 +14,7 @@ from serve.assets.store import AssetStore
 from serve.errors import DeadlineExceeded, NotFound, ReplicaLost, StaleWriter, ZImageError
 from serve.jobs import gallery
 from serve.jobs.admission import Admission
+from serve.jobs.arrivals import Arrivals
 from serve.jobs.fleet import Backend, Fleet
 from serve.jobs.flights import Flights
 from serve.jobs.job import Job, Listener
@@ -82,16 +83,24 @@ class Dispatcher:
         self._fleet = Fleet(settings.timeouts.heartbeat_s)
         self._queue = JobQueue()
         self._jobs = Memory(clock)
-        self._arriving: dict[str, asyncio.Task[str]] = {}
         self._room = WaitingRoom(self._queue, self._jobs, self._fleet, clock)
         self._results = Results(settings.cache, store, assets)
         self._flights = Flights(self._begin)
-        self._admission = Admission(settings.queue, self._fleet, self._queue, self._jobs, self._flights)
         self._tasks = Tasks(self._superseded)
         self._placements = Placements(backend, self._fleet, self, self._tasks.spawn)
         self._sharing = Sharing(self._results, self._flights, self._room, self._placements, self, self._tasks.spawn)
+        self._arrivals = Arrivals(
+            desk=self,
+            store=store,
+            jobs=self._jobs,
+            results=self._results,
+            flights=self._flights,
+            fleet=self._fleet,
+            admission=Admission(settings.queue, self._fleet, self._queue, self._jobs, self._flights),
+            tasks=self._tasks,
+        )
         self._opened = clock()
-        self._was_ready = False
+        self.was_ready = False
         self._stopped = False
 
     async def open(self) -> None:
@@ -100,7 +109,7 @@ class Dispatcher:
         await self._results.load()
         left = [self._take_up(record) for record in await self._store.unfinished()]
         await asyncio.gather(*(self._store.save(job.record()) for job in left))
-        self._was_ready = bool(left)  # who left jobs behind was ready once
+        self.was_ready = bool(left)  # who left jobs behind was ready once
         self._room.publish()
         self._tasks.spawn(self._housekeeping())
         self._tasks.spawn(self._prune())
@@ -123,13 +132,7 @@ class Dispatcher:
     # --- ImageService
 
     async def submit(self, submission: Submission) -> str:
-        arriving = self._arriving.get(submission.job_id)
-        if arriving is None:
-            if submission.job_id in self._jobs:
-                return submission.job_id
-            arriving = self._arriving[submission.job_id] = self._tasks.spawn(self._accept(submission))
-            arriving.add_done_callback(lambda _: self._arriving.pop(submission.job_id))
-        return await asyncio.shield(arriving)
+        return await self._arrivals.submit(submission)
 
     async def watch(self, job_id: str, after: int = 0) -> AsyncIterator[Event]:
         events: asyncio.Queue[Event] = asyncio.Queue()
@@ -205,7 +208,7 @@ class Dispatcher:
             self._room.measure_restored()
             self._room.moved = True
         if self._fleet.ready("denoiser") and self._fleet.ready("text_encoder"):
-            self._was_ready = True
+            self.was_ready = True
             self._fill()
 
     def report(self, reports: Iterable[TaskReport]) -> None:
@@ -222,34 +225,12 @@ class Dispatcher:
 
     # --- arrivals
 
-    async def _accept(self, submission: Submission) -> str:
-        """Placed while it is being stored, and acknowledged when it is: what is acknowledged outlives this process."""
-        if submission.idempotency_key is not None and (earlier := await self._store.repeated(submission)):
-            return earlier.id  # a repetition is answered even where a new job would be refused
-        cache_key = self._results.cache_key(submission, self._fleet.engine)
-        if answered := await self._results.answer(submission, cache_key):
-            self._jobs.remember(answered)
-            return answered.id
-        key = self._results.key(submission, cache_key)
-        joins = key is not None and self._flights.leader(key) is not None
-        self._admission.check(submission, self._was_ready, joins=joins)
-        job = Job(submission, cache_key=cache_key)
-        record = job.record()
+    def begin(self, job: Job) -> None:
         self._enter(job)
         self._fill()
         self._room.publish([job])
-        try:
-            stored = await self._store.add(record)
-        except Exception as error:
-            await self._abandon(job, drop=not isinstance(error, StaleWriter))
-            raise
-        if stored.id != job.id:
-            await self._abandon(job, drop=True)
-        elif stored.status.terminal:
-            await self._abandon(job, drop=False)
-        return stored.id
 
-    async def _abandon(self, job: Job, *, drop: bool) -> None:
+    async def abandon(self, job: Job, *, drop: bool) -> None:
         """It was not taken: others who joined it meanwhile have its work, all else is as if it had never come."""
         heir = self._sharing.hand_over(job)
         self._flights.leave(job)
@@ -450,8 +431,7 @@ class Dispatcher:
 
     async def _find(self, job_id: str) -> Job:
         """From memory, else from the store. Raises NotFound."""
-        if arriving := self._arriving.get(job_id):
-            await asyncio.wait({arriving})
+        await self._arrivals.known(job_id)
         if job_id in self._jobs:
             return self._jobs[job_id]
         record = await self._store.get(job_id)
