@@ -8,6 +8,7 @@ from ray.serve.handle import DeploymentHandle
 
 from deployments.remote import RemoteBackend
 from serve import logs
+from serve.api.webhooks import open_courier
 from serve.jobs.dispatcher import Dispatcher as Jobs
 from serve.jobs.outbox import Outbox
 from serve.jobs.store import store_of
@@ -20,8 +21,11 @@ POLL_S = 2.0  # short enough not to hold up a shutdown
 class Dispatcher:
     async def __init__(self, settings: Settings, text_encoder: DeploymentHandle, denoiser: DeploymentHandle) -> None:  # type: ignore[misc]  # Ray Serve awaits it
         logs.configure(settings.log_format)
-        self._jobs = Jobs(settings, RemoteBackend(text_encoder, denoiser), store_of(settings))
+        store = store_of(settings)
+        self._jobs = Jobs(settings, RemoteBackend(text_encoder, denoiser), store)
         await self._jobs.open()
+        self._webhooks = open_courier(settings, store)
+        self._webhooks.open()
         self._epoch = secrets.token_hex(8)
         self._outboxes: dict[str, Outbox] = {}
 

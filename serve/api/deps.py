@@ -17,6 +17,8 @@ from serve.jobs.service import ImageService
 from serve.messages import JobView
 from serve.settings import Settings
 from serve.tokens import PromptTokens
+from serve.webhooks.guard import Guard
+from serve.webhooks.signing import Keys
 
 _JOB_ID = re.compile("[0-7][0-9A-HJKMNP-TV-Z]{25}")
 
@@ -29,6 +31,8 @@ class Door:
     assets: AssetStore
     prompts: PromptTokens
     links: Links
+    webhook_guard: Guard
+    webhook_keys: Keys
     settings: Settings
     opened_at: int
     user: str = "anonymous"
@@ -42,7 +46,7 @@ class Door:
 
     def asset_url(self, base: str, asset_id: str, now: float) -> str:
         """Signed."""
-        return f"{base}/v1/assets/{asset_id}?{self.links.sign(asset_id, now)}"
+        return self.links.asset_url(base, asset_id, now)
 
     async def job(self, job_id: str) -> JobView:
         """Raises NotFound, for other users' jobs too."""

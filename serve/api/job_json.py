@@ -6,14 +6,19 @@ import time
 from collections.abc import Iterable
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Protocol
 
-from serve.api.deps import Door
 from serve.api.job_body import as_body
-from serve.messages import ErrorInfo, JobStatus, JobView, StoredImage, Timings
+from serve.messages import Delivery, ErrorInfo, JobStatus, JobView, StoredImage, Timings
 
 
-def job_json(door: Door, base: str, view: JobView) -> dict[str, Any]:
+class Signs(Protocol):
+    """Makes links to pictures: a Door, or Links alone."""
+
+    def asset_url(self, base: str, asset_id: str, now: float) -> str: ...
+
+
+def job_json(door: Signs, base: str, view: JobView) -> dict[str, Any]:
     """`base` is what its absolute URLs begin with."""
     deadline = None if view.deadline_ms is None else view.created_at + view.deadline_ms / 1e3
     succeeded = view.status is JobStatus.SUCCEEDED
@@ -35,6 +40,7 @@ def job_json(door: Door, base: str, view: JobView) -> dict[str, Any]:
         "error": None if view.error is None else error_json(view.error),
         "attempt": view.attempt,
         "parent_id": view.parent_id,
+        "webhook": None if view.webhook is None else webhook_json(view.webhook),
         "urls": _urls(base, view.id),
     }
 
@@ -48,7 +54,7 @@ def queue_json(position: int, length: int | None, eta_seconds: float | None) -> 
     return {"position": position, "length": length, "eta_seconds": eta}
 
 
-def result_json(door: Door, base: str, images: Iterable[StoredImage]) -> dict[str, Any]:
+def result_json(door: Signs, base: str, images: Iterable[StoredImage]) -> dict[str, Any]:
     now = time.time()
     shown = [asdict(image) | {"url": door.asset_url(base, image.asset_id, now)} for image in images]
     return {"images": shown, "cache": "miss"}
@@ -56,6 +62,12 @@ def result_json(door: Door, base: str, images: Iterable[StoredImage]) -> dict[st
 
 def timings_json(timings: Timings) -> dict[str, float]:
     return {name: round(value, 1) for name, value in asdict(timings).items()}
+
+
+def webhook_json(delivery: Delivery) -> dict[str, Any]:
+    shown = asdict(delivery) | {"next_attempt_at": rfc3339(delivery.next_attempt_at)}
+    del shown["job_id"]
+    return shown
 
 
 def error_json(error: ErrorInfo) -> dict[str, Any]:

@@ -139,12 +139,14 @@ class Dispatcher:
             await asyncio.shield(job.settling)
 
     async def get(self, job_id: str) -> JobView:
-        return (await self._find(job_id)).view()
+        (view,) = await self._store.deliveries.shown([(await self._find(job_id)).view()])
+        return view
 
     async def find(self, query: JobQuery) -> list[JobView]:
         records = await self._store.find(query)
         views = [(self._jobs.get(record.id) or Job.restored(record)).view() for record in records]
-        return [view for view in views if not query.statuses or view.status in query.statuses]
+        kept = [view for view in views if not query.statuses or view.status in query.statuses]
+        return await self._store.deliveries.shown(kept)
 
     async def delete(self, job_id: str) -> JobView:
         await self.cancel(job_id)
@@ -179,6 +181,10 @@ class Dispatcher:
         job = await self._find(job_id)
         job.listen(listener, after)
         return job
+
+    def unlisten(self, job_id: str, listener: Listener) -> None:
+        if (job := self._jobs.get(job_id)) is not None:
+            job.listeners.discard(listener)
 
     # --- news from replicas
 

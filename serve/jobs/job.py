@@ -14,6 +14,7 @@ from serve.jobs.record import JobRecord
 from serve.messages import (
     Canceled,
     Canceling,
+    Delivery,
     Event,
     Expired,
     Failed,
@@ -148,6 +149,7 @@ class Job:
             timings=stored.timings if ended else None,
             error=stored.error if ended else None,
             parent_id=self.submission.parent_id,
+            webhook=Delivery(job_id=self.id, url=url) if (url := self.submission.webhook_url) is not None else None,
         )
 
     def emit(self, kind: type[Event], **data: Any) -> None:
