@@ -28,8 +28,8 @@ def same_site(connection: HTTPConnection, door: Door) -> bool:
 
 
 def _place(url: str) -> Place | None:
-    parts = urlsplit(url)
     try:
+        parts = urlsplit(url)
         port = parts.port
     except ValueError:
         return None

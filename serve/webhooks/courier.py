@@ -49,6 +49,11 @@ class Courier:
     def open(self) -> None:
         self._running = asyncio.get_running_loop().create_task(self._run(), context=contextvars.Context())
 
+    @property
+    def stopped(self) -> bool:
+        """Another Dispatcher sends now."""
+        return self._running is not None and self._running.done()
+
     async def close(self) -> None:
         """What is on its way is sent again by the next one."""
         tasks = [task for task in (self._running, *self._sending.values()) if task is not None]

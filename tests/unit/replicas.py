@@ -74,6 +74,7 @@ def order(
     deadline_ms: int | None = None,
     key: str | None = None,
     body: str = "body",
+    webhook_url: str | None = None,
 ) -> Submission:
     request = ImageRequest(model="m", prompt="a cat", width=128, height=128, steps=8, seed=5, n=n)
     return Submission(
@@ -85,6 +86,7 @@ def order(
         deadline_ms=deadline_ms,
         idempotency_key=key,
         body_sha256=body,
+        webhook_url=webhook_url,
     )
 
 
