@@ -152,22 +152,27 @@ async def run(port: int, count: int) -> list[Measured]:
 
 def report(results: list[Measured]) -> str:
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout
-    alone = results[0]
-    lines = [
-        f"{datetime.now(UTC):%Y-%m-%d}, commit {commit.strip() or 'none'}, {platform.machine()}, Python "
-        f"{platform.python_version()}",
-        "",
-        "| watchers | Gateway, MB more | proxy, MB more | `/healthz`, to without | its 95th percentile | a picture |",
-        "|---|---|---|---|---|---|",
-    ]
-    for result in results:
-        lines.append(
-            f"| {result.watchers} | {result.gateway_mb - alone.gateway_mb:.0f} | {result.proxy_mb - alone.proxy_mb:.0f} "
-            f"| {result.healthz_median_ms / alone.healthz_median_ms:.2f} "
-            f"| {result.healthz_p95_ms / alone.healthz_p95_ms:.2f} "
-            f"| {result.picture_median_ms / alone.picture_median_ms:.2f} |"
-        )
-    return "\n".join(lines)
+    return "\n".join(
+        [
+            f"{datetime.now(UTC):%Y-%m-%d}, commit {commit.strip() or 'none'}, {platform.machine()}, Python "
+            f"{platform.python_version()}",
+            "",
+            "| watchers | Gateway, MB more | proxy, MB more | `/healthz`, to without | its 95th percentile | a picture |",
+            "|---|---|---|---|---|---|",
+            *(_row(result, results[0]) for result in results),
+        ]
+    )
+
+
+def _row(result: Measured, alone: Measured) -> str:
+    memory = (result.gateway_mb - alone.gateway_mb, result.proxy_mb - alone.proxy_mb)
+    ratios = (
+        result.healthz_median_ms / alone.healthz_median_ms,
+        result.healthz_p95_ms / alone.healthz_p95_ms,
+        result.picture_median_ms / alone.picture_median_ms,
+    )
+    cells = [result.watchers, *(f"{mb:.0f}" for mb in memory), *(f"{ratio:.2f}" for ratio in ratios)]
+    return f"| {' | '.join(cells)} |"
 
 
 def main() -> None:

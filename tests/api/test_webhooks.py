@@ -57,7 +57,7 @@ async def test_a_rerun_tells_only_who_is_named_again(client, fox):
 
 
 async def test_another_url_under_the_same_key_is_another_body(client, refused, fox):
-    headers = {"Idempotency-Key": "with a webhook".replace(" ", "-")}
+    headers = {"Idempotency-Key": "with-a-webhook"}
     bodies = [fox | {"webhook_url": HOOK}, fox | {"webhook_url": f"{HOOK}2"}, fox]
     assert (await client.post(URL, json=bodies[0], headers=headers)).status_code == 202
     assert (await client.post(URL, json=bodies[0], headers=headers)).status_code == 200
@@ -85,8 +85,7 @@ async def test_what_arrives_is_checked_with_the_secret_that_the_service_tells(st
     assert secret == {"object": "webhook.secret", "secret": secret["secret"], "previous_secret": None}
     event = Webhook(secret["secret"]).verify(got.body, got.headers)
     assert event["type"] == "job.canceled"
-    differing = {"webhook", "urls"}
-    assert {key for key in done if done[key] != event["data"][key]} == differing
+    assert {key for key in done if done[key] != event["data"][key]} == {"urls"}
     assert event["data"]["urls"]["self"] == f"/v1/jobs/{job['id']}"  # without `public_url`
 
 

@@ -87,10 +87,9 @@ async def test_a_name_is_resolved_once_and_the_checked_address_is_the_one_that_i
 
 
 async def test_every_attempt_resolves_and_checks_anew() -> None:
-    async with receiving() as receiver:
-        async with sending(resolving(LOOPBACK, ["10.0.0.1"]), allow_http=True) as sender:
-            url = receiver.url(host="moving.example")
-            answers = [await sender.post(url, {}, b"{}") for _ in range(2)]
+    async with receiving() as receiver, sending(resolving(LOOPBACK, ["10.0.0.1"]), allow_http=True) as sender:
+        url = receiver.url(host="moving.example")
+        answers = [await sender.post(url, {}, b"{}") for _ in range(2)]
     assert [answer.status for answer in answers] == [204, None]
     assert len(receiver.got) == 1
 
