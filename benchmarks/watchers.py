@@ -2,9 +2,10 @@
 
     python -m benchmarks.watchers [--watchers 1000] [--json FILE]
 
-Starts the product, fills its queue with jobs that wait, and measures `/healthz` and a picture three times: without
-watchers, with so many SSE streams of waiting jobs, and with as many WebSockets, each subscribed to one, on top. The same jobs run
-all the time, so that the three differ in watchers only. Memory is the resident set of the Gateway's process.
+Starts the product, fills its queue with jobs that wait, and measures `/healthz` and a picture: without watchers, with
+so many SSE streams of waiting jobs, with as many WebSockets, each subscribed to one, on top, and without again when
+they have left. The same jobs run all the time, so that these differ in watchers only; ratios are to the mean of the
+first and the last. Memory is the resident set of the Gateway's process, and of Ray's HTTP proxy.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ from websockets.asyncio.client import ClientConnection, connect
 
 from benchmarks.overhead import server
 
-BACKLOG, WATCHED_FROM = 24, 12  # jobs; those that are watched do not begin before the end
-LONG = {"prompt": "a red fox", "size": "256x256", "num_inference_steps": 50, "n": 10, "priority": "batch"}
+BACKLOG, WATCHED_FROM = 34, 22  # jobs; those that are watched do not begin before the end
+LONG = {"prompt": "a red fox", "size": "256x256", "num_inference_steps": 25, "n": 10, "priority": "batch"}
 SHORT = {"prompt": "a red fox on a yellow background", "size": "128x128"}
 AT_ONCE = 50
 SETTLE_S = 5.0
@@ -86,15 +87,18 @@ async def measure(http: httpx.AsyncClient, watchers: str) -> Measured:
     return measured
 
 
-async def open_stream(port: int, job_id: str) -> asyncio.StreamReader:
-    """Answered, with the first event; `reader` is kept by its transport."""
+Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+async def open_stream(port: int, job_id: str) -> Stream:
+    """Answered, with the first event."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(f"GET /v1/jobs/{job_id}/events HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode())
     head = await reader.readuntil(b"\r\n\r\n")
     if b" 200 " not in head.splitlines()[0]:
         raise RuntimeError(head.decode())
     await reader.readuntil(b"event: job.queued")
-    return reader
+    return reader, writer
 
 
 async def open_socket(port: int, job_id: str) -> ClientConnection:
@@ -107,14 +111,22 @@ async def open_socket(port: int, job_id: str) -> ClientConnection:
     return ws
 
 
-async def drain_stream(reader: asyncio.StreamReader) -> None:
-    while await reader.read(65536):
-        pass
+async def drain_stream(stream: Stream) -> None:
+    """Until it ends, or this is cancelled. The writer is held, lest its end close the connection."""
+    reader, writer = stream
+    try:
+        while await reader.read(65536):
+            pass
+    finally:
+        writer.close()
 
 
 async def drain_socket(ws: ClientConnection) -> None:
-    async for _ in ws:
-        pass
+    try:
+        async for _ in ws:
+            pass
+    finally:
+        await ws.close()
 
 
 async def open_all(opened: Callable[[str], Awaitable[None]], jobs: list[str], count: int) -> None:
@@ -145,8 +157,10 @@ async def run(port: int, count: int) -> list[Measured]:
         ended = sum(task.done() for task in draining)
         if ended:
             raise RuntimeError(f"{ended} of {len(draining)} watchers were cut off")
-    for task in draining:
-        task.cancel()
+        for task in draining:
+            task.cancel()
+        await asyncio.gather(*draining, return_exceptions=True)
+        results.append(await measure(http, "none, afterwards"))
     return results
 
 
@@ -157,19 +171,19 @@ def report(results: list[Measured]) -> str:
             f"{datetime.now(UTC):%Y-%m-%d}, commit {commit.strip() or 'none'}, {platform.machine()}, Python "
             f"{platform.python_version()}",
             "",
-            "| watchers | Gateway, MB more | proxy, MB more | `/healthz`, to without | its 95th percentile | a picture |",
+            "| watchers | Gateway, MB more | proxy, MB more | `/healthz`, ratio | its 95th percentile | a picture |",
             "|---|---|---|---|---|---|",
-            *(_row(result, results[0]) for result in results),
+            *(_row(result, results[0], results[-1]) for result in results),
         ]
     )
 
 
-def _row(result: Measured, alone: Measured) -> str:
-    memory = (result.gateway_mb - alone.gateway_mb, result.proxy_mb - alone.proxy_mb)
+def _row(result: Measured, first: Measured, last: Measured) -> str:
+    memory = (result.gateway_mb - first.gateway_mb, result.proxy_mb - first.proxy_mb)
     ratios = (
-        result.healthz_median_ms / alone.healthz_median_ms,
-        result.healthz_p95_ms / alone.healthz_p95_ms,
-        result.picture_median_ms / alone.picture_median_ms,
+        2 * result.healthz_median_ms / (first.healthz_median_ms + last.healthz_median_ms),
+        2 * result.healthz_p95_ms / (first.healthz_p95_ms + last.healthz_p95_ms),
+        2 * result.picture_median_ms / (first.picture_median_ms + last.picture_median_ms),
     )
     cells = [result.watchers, *(f"{mb:.0f}" for mb in memory), *(f"{ratio:.2f}" for ratio in ratios)]
     return f"| {' | '.join(cells)} |"
