@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import secrets
-
 from ray.serve.handle import DeploymentHandle
 
 from deployments.remote import RemoteBackend
 from serve import logs
+from serve.api.webhooks import open_courier
 from serve.assets.open import open_assets
 from serve.jobs.dispatcher import Dispatcher as Jobs
-from serve.jobs.outbox import Outbox
+from serve.jobs.outboxes import Outboxes
 from serve.jobs.store import store_of
 from serve.messages import (
     AssetQuery,
@@ -32,30 +31,33 @@ POLL_S = 2.0  # short enough not to hold up a shutdown
 class Dispatcher:
     async def __init__(self, settings: Settings, text_encoder: DeploymentHandle, denoiser: DeploymentHandle) -> None:  # type: ignore[misc]  # Ray Serve awaits it
         logs.configure(settings.log_format)
-        self._jobs = Jobs(settings, RemoteBackend(text_encoder, denoiser), store_of(settings), open_assets(settings))
+        store = store_of(settings)
+        self._jobs = Jobs(settings, RemoteBackend(text_encoder, denoiser), store, open_assets(settings))
         await self._jobs.open()
-        self._epoch = secrets.token_hex(8)
-        self._outboxes: dict[str, Outbox] = {}
+        self._webhooks = open_courier(settings, store)
+        self._webhooks.open()
+        self._outboxes = Outboxes(self._jobs)
 
     # --- from Gateways
 
-    async def submit(self, submission: Submission, gateway_id: str) -> tuple[str, list[Event]]:
+    async def submit(self, submission: Submission, gateway_id: str, ticket: int) -> tuple[str, list[Event]]:
         """The Gateway watches the job from the start, unless it is an earlier one; one that has ended is told here."""
         job_id = await self._jobs.submit(submission)
         if job_id != submission.job_id:
             return job_id, []
         told = await self._jobs.told(job_id)
         if not told:
-            await self.watch(job_id, gateway_id)
+            await self.watch(job_id, gateway_id, ticket)
         return job_id, told
 
-    async def watch(self, job_id: str, gateway_id: str) -> None:
-        await self._jobs.listen(job_id, self._outbox(gateway_id).put, after=0)
+    async def watch(self, job_id: str, gateway_id: str, ticket: int) -> None:
+        await self._outboxes.watch(job_id, gateway_id, ticket)
 
-    async def poll(self, gateway_id: str, acknowledged: int) -> tuple[str, int, list[Event]]:
-        """A long poll: the Dispatcher's epoch, the new cursor, and the events since the acknowledged one."""
-        cursor, events = await self._outbox(gateway_id).take(acknowledged, POLL_S)
-        return self._epoch, cursor, events
+    async def poll(
+        self, gateway_id: str, epoch: str, acknowledged: int, left: dict[str, int]
+    ) -> tuple[str, int, list[Event]]:
+        """A long poll, see Outboxes."""
+        return await self._outboxes.poll(gateway_id, epoch, acknowledged, left, POLL_S)
 
     async def cancel(self, job_id: str) -> None:
         await self._jobs.cancel(job_id)
@@ -94,6 +96,3 @@ class Dispatcher:
 
     async def report(self, reports: list[TaskReport]) -> None:
         self._jobs.report(reports)
-
-    def _outbox(self, gateway_id: str) -> Outbox:
-        return self._outboxes.setdefault(gateway_id, Outbox())

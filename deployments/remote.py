@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import itertools
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 import structlog
@@ -30,6 +32,8 @@ from serve.messages import (
     ImageRequest,
     JobQuery,
     JobView,
+    Progress,
+    Queued,
     ReplicaState,
     ServiceStatus,
     Submission,
@@ -120,8 +124,9 @@ class RemoteDispatcher:
 
 @dataclass(slots=True)
 class _Mailbox:
-    """What one job has sent to this Gateway."""
+    """What one job has sent to this Gateway, of positions and progress the newest. `ticket` numbers its watch."""
 
+    ticket: int
     queues: set[asyncio.Queue[Event | ZImageError]] = field(default_factory=set)
     log: list[Event] = field(default_factory=list)
 
@@ -133,6 +138,8 @@ class _Mailbox:
         """News twice told, after the Dispatcher was replaced, are one."""
         if self.log and event.seq <= self.log[-1].seq:
             return
+        if isinstance(event, Queued | Progress):
+            self.log = [old for old in self.log if type(old) is not type(event)]
         self.log.append(event)
         for mail in self.queues:
             mail.put_nowait(event)
@@ -145,6 +152,8 @@ class RemoteService:
         self._dispatcher = by_message(dispatcher)
         self._gateway_id = gateway_id
         self._mailboxes: dict[str, _Mailbox] = {}
+        self._tickets = itertools.count(1)
+        self._left: dict[str, int] = {}
         self._epoch = ""
         self._link: asyncio.Task[None] | None = None
         self._closed = False
@@ -158,17 +167,18 @@ class RemoteService:
             self._link.cancel()
 
     async def submit(self, submission: Submission) -> str:
-        mailbox = self._mailboxes[submission.job_id] = _Mailbox()
+        mailbox = self._open_mailbox(submission.job_id)
+        send = partial(self._dispatcher.submit.remote, submission, self._gateway_id, mailbox.ticket)
         job_id: str | None = None
         try:
-            job_id, told = await self._call(lambda: self._dispatcher.submit.remote(submission, self._gateway_id))
+            job_id, told = await self._call(send)
             for event in told:
                 mailbox.put(event)
             if mailbox.ended:
                 asyncio.get_running_loop().call_later(KEEP_ENDED_S, self._tidy, submission.job_id, mailbox)
         finally:
             if job_id != submission.job_id:
-                self._mailboxes.pop(submission.job_id, None)
+                self._close_mailbox(submission.job_id)
         assert job_id is not None
         return job_id
 
@@ -190,7 +200,7 @@ class RemoteService:
         finally:
             mailbox.queues.discard(mail)
             if not mailbox.queues and self._mailboxes.get(job_id) is mailbox:
-                del self._mailboxes[job_id]
+                self._close_mailbox(job_id)
 
     async def cancel(self, job_id: str) -> None:
         await self._call(lambda: self._dispatcher.cancel.remote(job_id))
@@ -224,15 +234,29 @@ class RemoteService:
         return status
 
     async def _subscribe(self, job_id: str) -> _Mailbox:
-        mailbox = self._mailboxes[job_id] = _Mailbox()
+        mailbox = self._open_mailbox(job_id)
         try:
-            await self._call(lambda: self._dispatcher.watch.remote(job_id, self._gateway_id))
+            await self._call(lambda: self._dispatcher.watch.remote(job_id, self._gateway_id, mailbox.ticket))
         except ZImageError as error:
             self._mailboxes.pop(job_id, None)
             for mail in mailbox.queues:  # of those who came meanwhile
                 mail.put_nowait(error)
             raise
+        except asyncio.CancelledError:
+            if not mailbox.queues and self._mailboxes.get(job_id) is mailbox:
+                self._close_mailbox(job_id)
+            raise
         return mailbox
+
+    def _open_mailbox(self, job_id: str) -> _Mailbox:
+        self._mailboxes[job_id] = _Mailbox(next(self._tickets))
+        return self._mailboxes[job_id]
+
+    def _close_mailbox(self, job_id: str) -> None:
+        """The Dispatcher hears of it with the next poll: no message of its own for every watcher that leaves."""
+        mailbox = self._mailboxes.pop(job_id, None)
+        if mailbox is not None and not mailbox.ended:
+            self._left[job_id] = mailbox.ticket
 
     async def _call(self, send: Callable[[], DeploymentResponse]) -> Any:
         """Again until answered, while the Dispatcher is replaced; its calls are idempotent."""
@@ -252,12 +276,14 @@ class RemoteService:
     async def _follow(self) -> None:
         acknowledged = 0
         while not self._closed:  # a cancelled call ends as Ray's error, not as a CancelledError
+            left = dict(self._left)
             try:
-                answer = await _outcome(self._dispatcher.poll.remote(self._gateway_id, acknowledged))
+                answer = await _outcome(self._dispatcher.poll.remote(self._gateway_id, self._epoch, acknowledged, left))
             except (RayError, RayServeException, AioRpcError):
                 await asyncio.sleep(RETRY_EVERY_S)
                 continue
             epoch, acknowledged, events = answer
+            self._left = {job_id: ticket for job_id, ticket in self._left.items() if left.get(job_id) != ticket}
             if epoch != self._epoch:
                 await self._rejoin(epoch)
             for event in events:
@@ -285,7 +311,7 @@ class RemoteService:
 
     async def _watch_again(self, job_id: str, mailbox: _Mailbox) -> None:
         try:
-            await self._insist(lambda: self._dispatcher.watch.remote(job_id, self._gateway_id))
+            await self._insist(lambda: self._dispatcher.watch.remote(job_id, self._gateway_id, mailbox.ticket))
         except (NotFound, Unavailable) as error:
             for mail in mailbox.queues:
                 mail.put_nowait(error)

@@ -98,6 +98,26 @@ def generate(
 
 
 @app.command()
+def webhook_secret(
+    user: Annotated[str | None, typer.Option(help="This user's own, where there is access control.")] = None,
+    new: Annotated[bool, typer.Option("--new", help="Make one for `webhooks.secret`; nothing is stored.")] = False,
+    config: Annotated[Path, typer.Option(help="The file that you start with.")] = CONFIG,
+    data: Annotated[Path | None, typer.Option(help="The data folder, where you start with DATA=.")] = None,
+) -> None:
+    """Print what webhooks are signed with."""
+    from serve.doctor import settings_of  # noqa: PLC0415
+    from serve.messages import ANONYMOUS  # noqa: PLC0415
+    from serve.webhooks.signing import new_secret, open_keys  # noqa: PLC0415
+
+    if new:
+        typer.echo(new_secret())
+        return
+    settings = settings_of(config)
+    keys = open_keys(settings if data is None else settings.model_copy(update={"data": data}))
+    typer.echo("\n".join(keys.of(user or ANONYMOUS)))
+
+
+@app.command()
 def version() -> None:
     """Say which versions are at work here, and on which device."""
     from serve.doctor import versions  # noqa: PLC0415

@@ -75,6 +75,17 @@ class Plan:
             return cls("127.0.0.1", 8000, 0, Settings())
 
 
+def settings_of(config: Path) -> Settings:
+    """Of a Serve config file. Raises ConfigError."""
+    try:
+        served = yaml.safe_load(config.read_text(encoding="utf-8"))
+        return Settings(**(served["applications"][0].get("args") or {}))
+    except (OSError, yaml.YAMLError, ValidationError, LookupError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"{config} is not a config file that can be read", hint=f"python -m deployments.config check {config}"
+        ) from error
+
+
 def examine(config: Path) -> list[Finding]:
     command = [sys.executable, "-m", "deployments.config", "check", str(config), "--json"]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}

@@ -81,6 +81,10 @@ class BodyTooLarge(ZImageError):
     status, code, type = 413, "body_too_large", "invalid_request_error"
 
 
+class BodyTooSlow(ZImageError):
+    status, code, type = 408, "body_too_slow", "invalid_request_error"
+
+
 class RangeNotSatisfiable(ZImageError):
     status, code, type = 416, "range_not_satisfiable", "invalid_request_error"
 

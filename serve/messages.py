@@ -10,6 +10,7 @@ from serve.errors import ZImageError
 
 ImageFormat = Literal["png", "jpeg", "webp"]
 Priority = Literal["interactive", "standard", "batch"]
+ANONYMOUS = "anonymous"  # the one user where there is no access control
 PRIORITIES: tuple[Priority, ...] = ("interactive", "standard", "batch")
 CacheUse = Literal["hit", "miss", "join"]
 
@@ -55,7 +56,7 @@ class Submission:
     job_id: str
     request: ImageRequest
     prompt_tokens: int
-    user: str = "anonymous"
+    user: str = ANONYMOUS
     priority: Priority = "interactive"
     deadline_ms: int | None = None
     previews: int = 0
@@ -64,6 +65,7 @@ class Submission:
     idempotency_key: str | None = None
     body_sha256: str | None = None
     parent_id: str | None = None
+    webhook_url: str | None = None
 
 
 class JobStatus(StrEnum):
@@ -318,6 +320,23 @@ class ServiceStatus:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Delivery:
+    """The webhook of one job: `waiting` for its end, `pending` from then on until `delivered` or `failed`.
+
+    `last_status` is the HTTP status of the last answer, `last_error` why there was none or why it does not count;
+    `next_attempt_at` is Unix time.
+    """
+
+    job_id: str
+    url: str
+    status: Literal["waiting", "pending", "delivered", "failed"] = "waiting"
+    attempts: int = 0
+    last_status: int | None = None
+    last_error: str | None = None
+    next_attempt_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class JobView:
     """A job as its owner sees it at one moment; times are Unix seconds.
 
@@ -346,6 +365,7 @@ class JobView:
     errors: tuple[ImageError, ...] = ()
     error: ErrorInfo | None = None
     parent_id: str | None = None
+    webhook: Delivery | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

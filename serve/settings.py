@@ -2,15 +2,39 @@
 
 from __future__ import annotations
 
+import re
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 EMBEDDED = "embedded"
 EMBEDDED_FOLDER = Path(__file__).parent / "engine" / "tiny"
 
 Pixels = Annotated[int, Field(ge=64, le=4096, multiple_of=16)]
+Origin = Annotated[str, Field(pattern=r"^https?://[^\s/]+$")]
+Seconds = Annotated[float, Field(gt=0)]
+
+WHSEC = re.compile(r"whsec_(?:[A-Za-z0-9+/]{4}){8,21}(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?")
+
+
+def _webhook_secret(text: str) -> str:
+    if not WHSEC.fullmatch(text):
+        raise ValueError("not whsec_ and 24 to 64 bytes in base64; `zimage webhook-secret --new` makes one")
+    return text
+
+
+def _host_or_network(text: str) -> str:
+    """An address, a CIDR, a name, or `*.` and a name."""
+    if re.fullmatch(r"(\*\.)?([a-z0-9_-]+\.)*[a-z_-][a-z0-9_-]*", text, re.IGNORECASE):
+        return text
+    ip_network(text)
+    return text
+
+
+WebhookSecret = Annotated[str, AfterValidator(_webhook_secret)]
+AllowedHost = Annotated[str, AfterValidator(_host_or_network)]
 
 
 class _Section(BaseModel):
@@ -64,6 +88,7 @@ class TimeoutSettings(_Section):
     """Seconds."""
 
     request_s: float = Field(300, gt=0, description="a synchronous call that waits longer is cancelled, 503")
+    body_s: float = Field(30, gt=0, description="a request's body that takes longer to arrive is answered with 408")
     heartbeat_s: float = Field(2, gt=0, description="a replica silent for five of these is no longer given work")
 
 
@@ -101,6 +126,21 @@ class AssetSettings(_Section):
         return self
 
 
+class WebhookSettings(_Section):
+    """Calls to the `webhook_url` of jobs that have ended."""
+
+    secret: WebhookSecret | None = Field(None, description="signs them; default: from `secret_key`, or one in `data`")
+    previous_secret: WebhookSecret | None = Field(None, description="signs them, too, while receivers change over")
+    allow: tuple[AllowedHost, ...] = Field((), description="names and CIDRs of the own network that may be called")
+    allow_http: bool = Field(False, description="plain http to the internet, too")
+    retry_s: tuple[Seconds, ...] = Field(
+        (10, 40, 160, 640, 2560, 10240, 40960), max_length=30, description="a retry waits up to so long, at random"
+    )
+    timeout_s: float = Field(15, gt=0, description="for one attempt, from DNS to the answer's status")
+    concurrency: int = Field(64, ge=1)
+    concurrency_per_host: int = Field(4, ge=1)
+
+
 class Settings(_Section):
     """Everything that needs a restart to change."""
 
@@ -126,12 +166,14 @@ class Settings(_Section):
     public_url: str | None = Field(None, pattern=r"^https?://[^\s]+[^/]$", description="base of links; default: Host")
     secret_key: str | None = Field(None, min_length=32, description="signs links; default: a secret in `data`")
     link_ttl_s: int = Field(3600, ge=1)
+    allowed_origins: tuple[Origin, ...] = Field((), description="other sites whose pages may open WebSockets")
     queue: QueueSettings = QueueSettings()
     cache: CacheSettings = CacheSettings()
     scheduler: SchedulerSettings = SchedulerSettings()
     limits: LimitSettings = LimitSettings()
     timeouts: TimeoutSettings = TimeoutSettings()
     assets: AssetSettings = AssetSettings()
+    webhooks: WebhookSettings = WebhookSettings()
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> Settings:

@@ -7,16 +7,19 @@ import time
 from fastapi import FastAPI
 
 from serve.api import assets as pictures
-from serve.api import errors, events, gallery, jobs, openai, ops, ws
+from serve.api import docs_page, errors, events, gallery, jobs, openai, ops, webhooks, ws
 from serve.api.deps import Door
 from serve.api.docs import DocumentedApp
 from serve.api.envelope import Envelope
+from serve.api.slow_body import BodyDeadline
 from serve.assets.links import open_links
 from serve.assets.store import AssetStore
 from serve.assets.thumbnails import Thumbnails
 from serve.jobs.service import ImageService
 from serve.settings import Settings
 from serve.tokens import PromptTokens
+from serve.webhooks.guard import Guard
+from serve.webhooks.signing import open_keys
 
 
 def create_app(
@@ -28,18 +31,22 @@ def create_app(
     echo_request_id: bool = True,
 ) -> FastAPI:
     """`echo_request_id=False` behind Ray Serve, which puts the request's X-Request-ID on the answer itself."""
-    app = DocumentedApp(title="Z-Image serving", version="1", redoc_url=None, redirect_slashes=False)
+    app = DocumentedApp(title="Z-Image serving", version="1", docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.door = Door(
         service=service,
         assets=assets,
         prompts=prompts,
         thumbnails=Thumbnails(assets),
         links=open_links(settings),
+        webhook_guard=Guard.of(settings.webhooks),
+        webhook_keys=open_keys(settings),
         settings=settings,
         opened_at=int(time.time()),
     )
-    for concern in (openai, jobs, events, ws, gallery, pictures, ops):
+    for concern in (openai, jobs, events, ws, webhooks, gallery, pictures, ops):
         app.include_router(concern.router)
+    docs_page.install(app)
     errors.install(app)
+    app.add_middleware(BodyDeadline, body_s=settings.timeouts.body_s)
     app.add_middleware(Envelope, echo=echo_request_id)
     return app

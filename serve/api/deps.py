@@ -18,6 +18,8 @@ from serve.jobs.service import ImageService
 from serve.messages import AssetQuery, AssetView, JobView
 from serve.settings import Settings
 from serve.tokens import PromptTokens
+from serve.webhooks.guard import Guard
+from serve.webhooks.signing import Keys
 
 _JOB_ID = re.compile("[0-7][0-9A-HJKMNP-TV-Z]{25}")
 
@@ -31,6 +33,8 @@ class Door:
     thumbnails: Thumbnails
     prompts: PromptTokens
     links: Links
+    webhook_guard: Guard
+    webhook_keys: Keys
     settings: Settings
     opened_at: int
     user: str = "anonymous"
@@ -44,12 +48,11 @@ class Door:
 
     def asset_url(self, base: str, asset_id: str, now: float) -> str:
         """Signed."""
-        return f"{base}/v1/assets/{asset_id}?{self.links.sign(asset_id, now)}"
+        return self.links.asset_url(base, asset_id, now)
 
     def thumbnail_url(self, base: str, asset_id: str, now: float) -> str:
         """Signed for the thumbnail alone: it does not open the picture."""
-        path = f"{asset_id}/thumbnail"
-        return f"{base}/v1/assets/{path}?{self.links.sign(path, now)}"
+        return self.links.thumbnail_url(base, asset_id, now)
 
     async def asset(self, asset_id: str) -> AssetView:
         """Raises NotFound, for other users' pictures too."""

@@ -37,6 +37,7 @@ _ERRORS = {
     400: "a field is wrong: `param` names it, `message` the limit, `hint` what to do",
     403: "the link is unsigned, changed or expired",
     404: "no such thing",
+    408: "the body did not arrive in time",
     413: "the body is too large",
     416: "the range is outside the picture",
     422: "the `Idempotency-Key` was sent before with another body",
@@ -80,19 +81,19 @@ _TAKEN = {200: _json("the job, ended within `Prefer: wait`, or replayed"), 202: 
 GENERATION: dict[str, Any] = {
     "summary": "Draw pictures from a prompt",
     "openapi_extra": _body(GenerationBody.model_json_schema()),
-    "responses": {200: _generated(), **_errors(400, 404, 413, 422, 500, 503, 507)},
+    "responses": {200: _generated(), **_errors(400, 404, 408, 413, 422, 500, 503, 507)},
 }
 CREATE_JOB: dict[str, Any] = {
     "summary": "Have pictures drawn, without waiting",
     "status_code": 202,
     "openapi_extra": _body(JobBody.model_json_schema()),
-    "responses": _TAKEN | _errors(400, 404, 413, 422, 500, 503, 507),
+    "responses": _TAKEN | _errors(400, 404, 408, 413, 422, 500, 503, 507),
 }
 RERUN_JOB: dict[str, Any] = {
     "summary": "Draw a job's pictures again, with changes",
     "status_code": 202,
     "openapi_extra": _body(_overrides(), required=False),
-    "responses": _TAKEN | _errors(400, 404, 413, 422, 500, 503, 507),
+    "responses": _TAKEN | _errors(400, 404, 408, 413, 422, 500, 503, 507),
 }
 LIST_JOBS: dict[str, Any] = {"summary": "Your jobs, newest first", "responses": _errors(400, 500, 503)}
 GET_JOB: dict[str, Any] = {"summary": "One job, at once or when it ends", "responses": _errors(400, 404, 500, 503)}
@@ -112,6 +113,10 @@ JOB_EVENTS: dict[str, Any] = {
         204: {"description": "the job has ended and you have seen its end"},
         **_errors(400, 404, 500, 503),
     },
+}
+WEBHOOK_SECRET: dict[str, Any] = {
+    "summary": "What your webhooks are signed with",
+    "responses": _errors(500),
 }
 QUEUE: dict[str, Any] = {"summary": "The queue, and your jobs in it", "responses": _errors(500, 503)}
 MODELS: dict[str, Any] = {"summary": "The models there are", "responses": _errors(500)}

@@ -40,4 +40,6 @@ def _body_sha256(submission: Submission, seed: int | None) -> str:
         "previews": submission.previews,
         "parent_id": submission.parent_id,
     }
+    if submission.webhook_url is not None:  # not among the others: keys from before there were webhooks stay good
+        asked["webhook_url"] = submission.webhook_url
     return hashlib.sha256(json.dumps(asked, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

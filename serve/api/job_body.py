@@ -10,7 +10,6 @@ from ulid import ULID
 from serve.api.deps import Door
 from serve.api.generation import ImageBody
 from serve.api.order import Resolved, resolve_image
-from serve.errors import InvalidRequest
 from serve.messages import JobView, Submission
 
 
@@ -22,14 +21,13 @@ class JobBody(ImageBody):
     previews: Annotated[int, Field(ge=0, le=3)] | None = Field(
         None, description="number of partial pictures among the job's events, 0 to 3"
     )
-    webhook_url: str | None = Field(None, description="leave it out: this service sends no webhooks")
+    webhook_url: str | None = Field(None, description="an https URL that is told when the job has ended")
 
 
 def resolve_job(door: Door, body: JobBody, unknown: list[str], parent_id: str | None) -> tuple[Submission, Resolved]:
     """Raises InvalidRequest and its kinds."""
     if body.webhook_url is not None:
-        hint = "leave webhook_url out and watch the job's events"
-        raise InvalidRequest("webhook_url is not supported", param="webhook_url", hint=hint)
+        door.webhook_guard.check(body.webhook_url)
     resolved = resolve_image(door, body, unknown, body.output_format or "png")
     submission = Submission(
         job_id=str(ULID()),
@@ -42,6 +40,7 @@ def resolve_job(door: Door, body: JobBody, unknown: list[str], parent_id: str | 
         seeded=body.seed is not None,
         cache=body.cache or "auto",
         parent_id=parent_id,
+        webhook_url=body.webhook_url,
     )
     return submission, resolved
 

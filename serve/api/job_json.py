@@ -5,14 +5,21 @@ from __future__ import annotations
 import time
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Protocol
 
-from serve.api.deps import Door
 from serve.api.job_body import as_body
-from serve.messages import ErrorInfo, ImageError, JobStatus, JobView, StoredImage, Succeeded, Timings
+from serve.messages import Delivery, ErrorInfo, ImageError, JobStatus, JobView, StoredImage, Succeeded, Timings
 
 
-def job_json(door: Door, base: str, view: JobView) -> dict[str, Any]:
+class Signs(Protocol):
+    """Makes links to pictures: a Door, or Links alone."""
+
+    def asset_url(self, base: str, asset_id: str, now: float) -> str: ...
+
+    def thumbnail_url(self, base: str, asset_id: str, now: float) -> str: ...
+
+
+def job_json(door: Signs, base: str, view: JobView) -> dict[str, Any]:
     """`base` is what its absolute URLs begin with."""
     deadline = None if view.deadline_ms is None else view.created_at + view.deadline_ms / 1e3
     succeeded = view.status is JobStatus.SUCCEEDED
@@ -34,6 +41,7 @@ def job_json(door: Door, base: str, view: JobView) -> dict[str, Any]:
         "error": None if view.error is None else error_json(view.error),
         "attempt": view.attempt,
         "parent_id": view.parent_id,
+        "webhook": None if view.webhook is None else webhook_json(view.webhook),
         "urls": _urls(base, view.id),
     }
 
@@ -47,7 +55,7 @@ def queue_json(position: int, length: int | None, eta_seconds: float | None) -> 
     return {"position": position, "length": length, "eta_seconds": eta}
 
 
-def result_json(door: Door, base: str, result: JobView | Succeeded) -> dict[str, Any]:
+def result_json(door: Signs, base: str, result: JobView | Succeeded) -> dict[str, Any]:
     now = time.time()
     images = [asdict(image) | urls_json(door, base, image, now) for image in result.images]
     return {"images": images, "cache": result.cache} | partial_json(result.errors)
@@ -63,6 +71,12 @@ def timings_json(timings: Timings) -> dict[str, float]:
     return {name: round(value, 1) for name, value in asdict(timings).items()}
 
 
+def webhook_json(delivery: Delivery) -> dict[str, Any]:
+    shown = asdict(delivery) | {"next_attempt_at": rfc3339(delivery.next_attempt_at)}
+    del shown["job_id"]
+    return shown
+
+
 def error_json(error: ErrorInfo) -> dict[str, Any]:
     return {
         "message": error.message,
@@ -73,7 +87,7 @@ def error_json(error: ErrorInfo) -> dict[str, Any]:
     }
 
 
-def urls_json(door: Door, base: str, image: StoredImage, now: float) -> dict[str, str | None]:
+def urls_json(door: Signs, base: str, image: StoredImage, now: float) -> dict[str, str | None]:
     """Null where the picture has been deleted."""
     if image.deleted:
         return {"url": None, "thumbnail_url": None}

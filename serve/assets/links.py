@@ -29,6 +29,15 @@ class Links:
         expires = str(int(now) + self.ttl_s)
         return f"expires={expires}&signature={self._signature(asset_id, expires)}"
 
+    def asset_url(self, base: str, asset_id: str, now: float) -> str:
+        """Signed; `base` is what absolute URLs begin with."""
+        return f"{base}/v1/assets/{asset_id}?{self.sign(asset_id, now)}"
+
+    def thumbnail_url(self, base: str, asset_id: str, now: float) -> str:
+        """Signed for the thumbnail alone: it does not open the picture."""
+        path = f"{asset_id}/thumbnail"
+        return f"{base}/v1/assets/{path}?{self.sign(path, now)}"
+
     def verify(self, asset_id: str, expires: str | None, signature: str | None, now: float) -> None:
         """Raises LinkRefused."""
         if expires is None or signature is None:
@@ -51,19 +60,19 @@ def open_links(settings: Settings) -> Links:
 
 def _stored_secret(path: Path) -> bytes:
     if not path.exists():
-        _create_secret(path)
+        create_secret(path, secrets.token_bytes(SECRET_BYTES))
     secret = path.read_bytes()
     if len(secret) < SECRET_BYTES:
         raise ConfigError(f"{path}: {len(secret)} bytes, a secret has {SECRET_BYTES}", hint=f"delete {path}")
     return secret
 
 
-def _create_secret(path: Path) -> None:
+def create_secret(path: Path, content: bytes) -> None:
     """Of several processes that start at once the first wins; nobody reads a half-written file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(secrets.token_bytes(SECRET_BYTES))
+        file.write(content)
     try:
         os.link(draft, path)
     except FileExistsError:

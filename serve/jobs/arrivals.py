@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Set
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -52,6 +53,11 @@ class Arrivals:
             self._arriving[job_id] = self.tasks.spawn(self._accept(submission))
             self._arriving[job_id].add_done_callback(lambda _: self._arriving.pop(job_id))
         return await asyncio.shield(self._arriving[job_id])
+
+    @property
+    def ids(self) -> Set[str]:
+        """Of jobs that are on their way."""
+        return self._arriving.keys()
 
     async def known(self, job_id: str) -> None:
         """Returns when a job is not on its way any more: nobody hears of one that is not stored."""

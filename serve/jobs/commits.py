@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from serve.errors import Unavailable, ZImageError
 from serve.jobs.record import JobRecord
+from serve.messages import Delivery
 
 log = structlog.get_logger()
 
@@ -45,6 +46,7 @@ class Batch:
     adds: list[JobRecord] = field(default_factory=list)
     saves: dict[str, JobRecord] = field(default_factory=dict)
     changes: list[Change] = field(default_factory=list)
+    deliveries: dict[str, Delivery] = field(default_factory=dict)
     _added: list[asyncio.Future[JobRecord]] = field(default_factory=list)
     _applied: list[asyncio.Future[None]] = field(default_factory=list)
 
@@ -97,6 +99,7 @@ class Batch:
         later.ended_before = later.ended_before or self.ended_before
         later.deletes |= self.deletes
         later.saves = self.saves | later.saves
+        later.deliveries = self.deliveries | later.deliveries
         later._applied = self._applied + later._applied
 
 

@@ -161,10 +161,11 @@ class Dispatcher:
             await asyncio.shield(job.settling)
 
     async def get(self, job_id: str) -> JobView:
-        return (await self._find(job_id)).view()
+        (view,) = await self._store.deliveries.shown([(await self._find(job_id)).view()])
+        return view
 
     async def find(self, query: JobQuery) -> list[JobView]:
-        return await self._jobs.find(self._store, query)
+        return await self._store.deliveries.shown(await self._jobs.find(self._store, query))
 
     async def delete(self, job_id: str) -> JobView:
         await self.cancel(job_id)
@@ -199,6 +200,10 @@ class Dispatcher:
         """Everything, of a job that has ended; nothing of any other. Raises NotFound."""
         job = await self._find(job_id)
         return list(job.events) if job.status.terminal else []
+
+    def unlisten(self, job_id: str, listener: Listener) -> None:
+        if (job := self._jobs.get(job_id)) is not None:
+            job.listeners.discard(listener)
 
     # --- news from replicas
 
@@ -404,7 +409,7 @@ class Dispatcher:
         await asyncio.wait({self._tasks.spawn(removal)}, timeout=FILES_S)
 
     def _busy(self) -> set[str]:
-        return {job.id for job in self._jobs.values() if not job.status.terminal} | self._arriving.keys()
+        return {job.id for job in self._jobs.values() if not job.status.terminal} | self._arrivals.ids
 
     def _forget_pictures(self, asset_ids: Iterable[str]) -> None:
         gone = set(asset_ids)

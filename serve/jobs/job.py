@@ -15,6 +15,7 @@ from serve.messages import (
     CacheUse,
     Canceled,
     Canceling,
+    Delivery,
     ErrorInfo,
     Event,
     Expired,
@@ -161,6 +162,7 @@ class Job:
             errors=stored.errors if ended else (),
             error=stored.error if ended else None,
             parent_id=self.submission.parent_id,
+            webhook=Delivery(job_id=self.id, url=url) if (url := self.submission.webhook_url) is not None else None,
         )
 
     def emit(self, kind: type[Event], **data: Any) -> None:

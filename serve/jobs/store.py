@@ -17,6 +17,7 @@ from serve.errors import ConfigError, IdempotencyKeyReused, StaleWriter
 from serve.jobs import gallery
 from serve.jobs.cached_rows import CachedRow, cached_rows
 from serve.jobs.commits import Batch, GroupCommit, Outcome
+from serve.jobs.deliveries import Deliveries
 from serve.jobs.record import JobRecord, first_row, from_row, searchable, state_row
 from serve.jobs.tables import jobs, migrate, writer
 from serve.messages import JobQuery, Submission
@@ -31,6 +32,8 @@ _SAVE = update(jobs).where(jobs.c.id == bindparam("job_id"), jobs.c.completed_at
 
 class JobStore(Protocol):
     """Every write raises StaleWriter once another one has opened the same store, and nothing is written then."""
+
+    deliveries: Deliveries
 
     async def open(self) -> None:
         """Creates or migrates the tables, and claims the next epoch."""
@@ -86,6 +89,7 @@ class SqlJobStore:
         self._writing = self._engine.execution_options(writes=True)
         self._epoch = 0
         self._writes: GroupCommit | None = None
+        self.deliveries = Deliveries(self._engine.connect, lambda: self._batch)
 
     async def open(self) -> None:
         async with self._writing.begin() as connection:
@@ -189,6 +193,8 @@ class SqlJobStore:
                 await connection.execute(_SAVE, rows)
             for change in batch.changes:
                 await change.apply(connection)
+            await self.deliveries.apply(connection, batch)
+        self.deliveries.announce(batch)
         return outcomes
 
     async def _fence(self, connection: AsyncConnection) -> None:

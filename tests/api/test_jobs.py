@@ -32,6 +32,7 @@ KEYS = {
     "error",
     "attempt",
     "parent_id",
+    "webhook",
     "urls",
 }
 
@@ -116,7 +117,6 @@ async def test_a_job_lives_on_when_its_submitter_leaves(base_url, client, fox):
     [
         ("prompt", " ", "blank"),
         ("previews", 4, "got 4"),
-        ("webhook_url", "https://example.org/hook", "not supported"),
         ("n", 11, "got 11"),
         ("size", "1024x1024", "over this model's 256"),
         ("preset", "portrait", "unknown preset"),

@@ -133,6 +133,7 @@ def order(
     previews: int = 0,
     seed: int = 5,
     output_format: ImageFormat = "png",
+    webhook_url: str | None = None,
 ) -> Submission:
     request = ImageRequest(
         model="m", prompt="a cat", width=128, height=128, steps=8, seed=seed, n=n, output_format=output_format
@@ -149,6 +150,7 @@ def order(
         cache=cache,
         idempotency_key=key,
         body_sha256=body,
+        webhook_url=webhook_url,
     )
 
 
