@@ -59,6 +59,14 @@ class Dispatcher:
 
     # --- from Ray Serve
 
+    async def __del__(self) -> None:
+        """Called by Ray Serve when it replaces or ends this replica without haste."""
+        await self._jobs.close()
+
+    async def hand_back(self) -> None:
+        """Before everything is stopped at once: jobs that then lose their replica are not to blame."""
+        await self._jobs.hand_back()
+
     async def check_health(self) -> None:
         """One that lost the store to another Dispatcher is replaced."""
         await self._jobs.check()

@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,6 +35,7 @@ ROOT = Path(__file__).parents[1]
 OBJECT_STORE_BYTES = 200 << 20
 POLL_S = 0.25
 STOP_S = 8.0
+HAND_BACK_S = 3.0
 FOLDER = "/tmp/zimage-{port}"  # short: the paths of Ray's sockets end at 107 bytes
 
 _stop = threading.Event()
@@ -161,7 +162,6 @@ def _own_folder(port: int) -> Iterator[Path]:
 def _ray() -> Iterator[None]:
     """A Ray of its own, which ends with this process however that ends."""
     import ray  # noqa: PLC0415
-    from ray import serve  # noqa: PLC0415
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     ray.init(
@@ -177,10 +177,21 @@ def _ray() -> Iterator[None]:
     finally:
         print("stopping", flush=True)  # and no more: Ray reports its own end as failures
         with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
-            stopping = threading.Thread(target=serve.shutdown, daemon=True)
+            stopping = threading.Thread(target=_shut_down, daemon=True)
             stopping.start()
             stopping.join(STOP_S)
             ray.shutdown()
+
+
+def _shut_down() -> None:
+    """Jobs first: those whose replicas are then stopped go on at the next start."""
+    from ray import serve  # noqa: PLC0415
+    from ray.exceptions import RayError  # noqa: PLC0415
+    from ray.serve.exceptions import RayServeException  # noqa: PLC0415
+
+    with suppress(RayServeException, RayError, TimeoutError):  # it was not there yet, or is not any more
+        serve.get_deployment_handle("Dispatcher", "zimage").hand_back.remote().result(timeout_s=HAND_BACK_S)
+    serve.shutdown()
 
 
 def _interrupt(*_: object) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
 
@@ -89,11 +90,20 @@ class Dispatcher:
 
     async def close(self) -> None:
         """Jobs that have not ended go on when the store is opened again."""
-        self._stop()
+        with suppress(StaleWriter):
+            await self.hand_back()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._store.close()
+
+    async def hand_back(self) -> None:
+        """Nothing runs any more, and no job is blamed for this end: what has not ended is the next Dispatcher's."""
+        self._stop()
+        placed = [job for job in self._jobs.values() if job.placed and job.end is None]
+        for job in placed:
+            job.placed.clear()
+        await asyncio.gather(*(self._store.save(job.record()) for job in placed))
 
     async def check(self) -> None:
         """Raises StaleWriter when another Dispatcher has taken over, or what else has ended the store's writer."""
@@ -224,6 +234,9 @@ class Dispatcher:
         self._enqueue(job)
         if record.status is JobStatus.CANCELING:
             self._end(job, Canceled)
+        elif job.crashes >= self._settings.queue.max_attempts:
+            error = ReplicaLost(f"the service died {job.crashes} times while it drew this job, which is given up")
+            self._end(job, Failed, error=ErrorInfo.of(error))
         return job
 
     def _enqueue(self, job: Job) -> None:
@@ -267,7 +280,8 @@ class Dispatcher:
         """Gives every free slot the next image in queue order."""
         while not self._stopped and (job_id := self._queue.head()) is not None:
             job = self._jobs[job_id]
-            if not self._placements.place(job, job.pending[0], partial(self._deadline_in, job)):
+            sole = 0 < job.crashes >= self._settings.queue.max_attempts - 1  # its last try
+            if not self._placements.place(job, job.pending[0], partial(self._deadline_in, job), sole=sole):
                 return
             job.pending.popleft()
             job.turn = self._queue.served(job_id)
@@ -287,10 +301,14 @@ class Dispatcher:
 
     # --- how placements end
 
+    async def placing(self, job: Job) -> None:
+        await self._store.save(job.record())
+
     def generated(self, placement: Placement, answer: Generated) -> None:
         job, image, request = placement.job, placement.task.image, placement.job.submission.request
         self._begin(job, answer.started_at)
         job.finished[image] = answer
+        job.placed.discard(image)
         job.step(image, request.steps)
         if len(job.finished) == request.n and job.status is JobStatus.RUNNING:
             images = tuple(job.finished[image].image for image in sorted(job.finished))
@@ -301,6 +319,7 @@ class Dispatcher:
         job, image, most = placement.job, placement.task.image, self._settings.queue.max_attempts
         if job.end is not None or job.status is JobStatus.CANCELING:
             return
+        job.placed.discard(image)
         if placement.task.attempt == job.attempt:  # several images lost with one replica are one loss
             job.attempt += 1
             job.losses += 1

@@ -55,7 +55,8 @@ _REPLACED = (Queued, Progress)  # of these only the newest is kept for those who
 class Job:
     """`deadline` is in seconds of the Dispatcher's clock, all other times are Unix seconds.
 
-    `arrival` and `turn` are its numbers in the queue. `end` is decided, and stored, before it is published.
+    `arrival` and `turn` are its numbers in the queue. `placed` are its images on replicas; `inherited` says that an
+    earlier Dispatcher has left it behind. `end` is decided, and stored, before it is published.
     """
 
     submission: Submission
@@ -68,8 +69,11 @@ class Job:
     status: JobStatus = JobStatus.QUEUED
     attempt: int = 1
     losses: int = 0
+    crashes: int = 0
+    inherited: bool = False
     embeddings: object = None
     pending: deque[int] = field(default_factory=deque)
+    placed: set[int] = field(default_factory=set)
     steps_done: dict[int, int] = field(default_factory=dict)
     finished: dict[int, Generated] = field(default_factory=dict)
     events: list[Event] = field(default_factory=list)
@@ -90,6 +94,7 @@ class Job:
             job.events.append(job.end)
             return job
         job.seq += EVENTS_OF_A_LIFE
+        job.crashes, job.inherited = record.crashes, True
         if record.status is JobStatus.RUNNING:
             job.attempt += 1
         return job
@@ -112,6 +117,7 @@ class Job:
             seq=self.seq,
             attempt=self.attempt,
             losses=self.losses,
+            crashes=self.crashes + bool(self.placed and self.end is None),
             started_at=self.started_at,
             completed_at=self.end.at if self.end else None,
             images=self.end.images if isinstance(self.end, Succeeded) else (),
