@@ -22,6 +22,7 @@ from serve.settings import Settings
 
 KEYS_KEPT_S = 24 * 3600
 BUSY_MS = 10_000
+STALLED_MS = 5_000  # a transaction of a stalled writer is ended by PostgreSQL, so that another writer can take over
 
 _SAVE = update(jobs).where(jobs.c.id == bindparam("job_id"), jobs.c.completed_at.is_(None))
 
@@ -196,6 +197,8 @@ def _engine(url: str) -> AsyncEngine:
     if parsed.get_backend_name() == "sqlite":
         event.listen(engine.sync_engine, "connect", _prepare_sqlite)
         event.listen(engine.sync_engine, "begin", _begin_sqlite)
+    else:
+        event.listen(engine.sync_engine, "connect", _prepare_postgresql)
     return engine
 
 
@@ -205,6 +208,13 @@ def _prepare_sqlite(connection: DBAPIConnection, _: object) -> None:
     for pragma in (f"busy_timeout={BUSY_MS}", "journal_mode=WAL", "synchronous=FULL"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
+
+
+def _prepare_postgresql(connection: DBAPIConnection, _: object) -> None:
+    cursor = connection.cursor()
+    cursor.execute(f"SET idle_in_transaction_session_timeout = {STALLED_MS}")
+    cursor.close()
+    connection.commit()
 
 
 def _begin_sqlite(connection: Connection) -> None:
