@@ -8,6 +8,7 @@ from ray.serve.handle import DeploymentHandle
 
 from deployments.remote import RemoteBackend
 from serve import logs
+from serve.assets.store import LocalAssets
 from serve.jobs.dispatcher import Dispatcher as Jobs
 from serve.jobs.outbox import Outbox
 from serve.jobs.store import store_of
@@ -20,7 +21,8 @@ POLL_S = 2.0  # short enough not to hold up a shutdown
 class Dispatcher:
     async def __init__(self, settings: Settings, text_encoder: DeploymentHandle, denoiser: DeploymentHandle) -> None:  # type: ignore[misc]  # Ray Serve awaits it
         logs.configure(settings.log_format)
-        self._jobs = Jobs(settings, RemoteBackend(text_encoder, denoiser), store_of(settings))
+        backend, assets = RemoteBackend(text_encoder, denoiser), LocalAssets(settings.data / "assets")
+        self._jobs = Jobs(settings, backend, store_of(settings), assets)
         await self._jobs.open()
         self._epoch = secrets.token_hex(8)
         self._outboxes: dict[str, Outbox] = {}

@@ -31,7 +31,7 @@ class LocalService(Dispatcher):
     """ImageService over engines in this process, with the store and the tokenizer that the API needs."""
 
     def __init__(self, settings: Settings, backend: LocalBackend, assets: LocalAssets, folder: Path) -> None:
-        super().__init__(settings, backend, store_of(settings))
+        super().__init__(settings, backend, store_of(settings), assets)
         self.assets = assets
         self.prompts = PromptTokens(folder / "tokenizer")
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -76,7 +77,7 @@ class Generator:
         request = task.request
         data = await self.in_files(lambda: codec.encode(pixels, request.output_format, request.output_compression))
         metadata = asdict(request) | {"seed": task.seed, "image": task.image, "job_id": task.job_id}
-        await self.assets.write(task.asset_id, data, request.output_format, metadata)
+        await _to_its_end(self.assets.write(task.asset_id, data, request.output_format, metadata))
         return StoredImage(
             asset_id=task.asset_id,
             seed=task.seed,
@@ -89,6 +90,15 @@ class Generator:
     async def in_files(self, work: Callable[[], bytes]) -> bytes:
         """Runs the encoding of a file off the event loop."""
         return await asyncio.get_running_loop().run_in_executor(self.files, work)
+
+
+async def _to_its_end(writing: Coroutine[Any, Any, None]) -> None:
+    """A caller that cancels knows, when it is answered, that no picture comes any more."""
+    task = asyncio.ensure_future(writing)
+    try:
+        await asyncio.shield(task)
+    finally:
+        await asyncio.gather(task, return_exceptions=True)
 
 
 class _Previews:

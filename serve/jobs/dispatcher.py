@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import structlog
 
+from serve.assets.store import AssetStore
 from serve.errors import DeadlineExceeded, NotFound, ReplicaLost, StaleWriter, ZImageError
 from serve.jobs.admission import Admission
 from serve.jobs.deadlines import SoftDeadlines
@@ -59,10 +60,16 @@ class Dispatcher:
     """Plain Python on one event loop; implements ImageService. Open it before use, close it after."""
 
     def __init__(
-        self, settings: Settings, backend: Backend, store: JobStore, clock: Callable[[], float] = time.monotonic
+        self,
+        settings: Settings,
+        backend: Backend,
+        store: JobStore,
+        assets: AssetStore,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings = settings
         self._store = store
+        self._assets = assets
         self._clock = clock
         self._fleet = Fleet(settings.timeouts.heartbeat_s)
         self._queue = JobQueue()
@@ -352,8 +359,7 @@ class Dispatcher:
             return
         job.close(kind, **data)
         self._withdraw(job)
-        self._placements.stop(job)
-        job.settling = self._spawn(self._settle(job))
+        job.settling = self._spawn(self._settle(job, self._placements.stop(job)))
 
     def _withdraw(self, job: Job) -> None:
         """Nothing more of it is placed."""
@@ -362,7 +368,12 @@ class Dispatcher:
         self._queue.remove(job.id)
         self._moved = True
 
-    async def _settle(self, job: Job) -> None:
+    async def _settle(self, job: Job, stopping: list[asyncio.Task[None]]) -> None:
+        """A picture of a job without a result would stay for ever, so it goes before the end is stored."""
+        if not isinstance(job.end, Succeeded):
+            await asyncio.gather(*stopping, return_exceptions=True)
+            for image in range(job.submission.request.n):
+                await self._assets.delete(f"{job.id}-{image}")
         await self._store.save(job.record())
         job.publish_end()
         self._finished[job.id] = self._clock()

@@ -162,6 +162,8 @@ class SqlJobStore:
             if batch.saves:
                 rows = [state_row(record) | {"job_id": record.id} for record in batch.saves.values()]
                 await connection.execute(_SAVE, rows)
+                if connection.dialect.name == "postgresql":  # without it STALLED_MS does not begin: _SAVE is a pipeline
+                    await connection.execute(select(1))
         return outcomes
 
     async def _fence(self, connection: AsyncConnection) -> None:

@@ -149,7 +149,7 @@ def stuck(service, settings, tmp_path) -> Callable[..., AbstractAsyncContextMana
         changed = Settings(**settings.model_dump() | changes)
         replicas = Replicas(error)
         store = store_of(changed.model_copy(update={"data": tmp_path}))
-        dispatcher = replicas.dispatcher = Dispatcher(changed, replicas, store)
+        dispatcher = replicas.dispatcher = Dispatcher(changed, replicas, store, service.assets)
         await dispatcher.open()
         if ready:
             for role in ("text_encoder", "denoiser"):

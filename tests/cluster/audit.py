@@ -8,9 +8,8 @@ from typing import Any
 
 import sqlalchemy
 
-from serve.assets.store import LocalAssets
 from serve.settings import Settings
-from tests.cluster.load import ENDED, Accepted, fingerprint
+from tests.cluster.load import Accepted, fingerprint
 
 Row = dict[str, Any]
 

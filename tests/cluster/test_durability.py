@@ -7,16 +7,14 @@ does all of it over PostgreSQL too.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import psutil
 import pytest
 import yaml
 
 from tests.cluster.audit import Books
-from tests.cluster.load import ENDED, Load, Undisturbed, under_load, wish
+from tests.cluster.load import ENDED, Load, Undisturbed, under_load
 from tests.cluster.server import ROOT, Server
 from tests.stores.conftest import new_database
 

@@ -3,7 +3,8 @@
     python -m tests.stores.dispatcher_process NAME DATA DATABASE|- [insert|commit]
 
 With the last argument it stops itself (SIGSTOP) in the middle of a transaction, once told to by a line on stdin.
-Lines are `open UNIX-TIME`, `accepted ID`, `ended ID` and `stale`, where its work ends. Pictures say by their size who drew them.
+Lines are `open UNIX-TIME`, `accepted ID`, `ended ID` and `stale`, where its work ends. Pictures say by their size who
+drew them.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from sqlalchemy import event
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import OperationalError
 
+from serve.assets.store import LocalAssets
 from serve.errors import StaleWriter, Unavailable
 from serve.jobs.dispatcher import Dispatcher
 from serve.jobs.store import store_of
@@ -73,7 +75,7 @@ def stop_in_the_middle(where: str) -> None:
 async def opened(settings: Settings, size: int) -> Dispatcher:
     """As Ray Serve does: tried again until the store lets it in."""
     while True:
-        jobs = Dispatcher(settings, Instant(size), store_of(settings))
+        jobs = Dispatcher(settings, Instant(size), store_of(settings), LocalAssets(settings.data / "assets"))
         try:
             await jobs.open()
         except OperationalError:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ulid import ULID
 
+from serve.assets.store import LocalAssets
 from serve.jobs.dispatcher import Dispatcher
 from serve.jobs.store import store_of
 from serve.messages import Event, Generated, ImageRequest, Phase, Priority, ReplicaState, StoredImage, Submission, Task
@@ -58,7 +59,7 @@ class Replicas:
 
 def dispatcher_over(replicas: Replicas, data: Path, **changes: object) -> Dispatcher:
     settings = Settings(data=data, **changes)
-    return Dispatcher(settings, replicas, store_of(settings))
+    return Dispatcher(settings, replicas, store_of(settings), LocalAssets(data / "assets"))
 
 
 def beat(dispatcher: Dispatcher, denoiser: str = "d1", phase: Phase = Phase.READY) -> None:
