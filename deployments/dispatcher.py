@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
+from dataclasses import replace
 
+import structlog
 from ray.serve.handle import DeploymentHandle
 
+from deployments import nodes
 from deployments.remote import RemoteBackend
 from serve import logs
 from serve.assets.store import LocalAssets
@@ -15,11 +19,17 @@ from serve.jobs.store import store_of
 from serve.messages import Event, JobQuery, JobView, ReplicaState, ServiceStatus, Submission, TaskReport
 from serve.settings import Settings
 
+log = structlog.get_logger()
 POLL_S = 2.0  # short enough not to hold up a shutdown
 
 
 class Dispatcher:
-    async def __init__(self, settings: Settings, text_encoder: DeploymentHandle, denoiser: DeploymentHandle) -> None:  # type: ignore[misc]  # Ray Serve awaits it
+    async def __init__(  # type: ignore[misc]  # Ray Serve awaits it
+        self, settings: Settings, text_encoder: DeploymentHandle, denoiser: DeploymentHandle, node: str | None = None
+    ) -> None:
+        nodes.stay(node)
+        self._node = node
+        self._warnings: tuple[str, ...] = ()
         logs.configure(settings.log_format)
         backend, assets = RemoteBackend(text_encoder, denoiser), LocalAssets(settings.data / "assets")
         self._jobs = Jobs(settings, backend, store_of(settings), assets)
@@ -57,7 +67,7 @@ class Dispatcher:
         return await self._jobs.delete(job_id)
 
     async def status(self) -> ServiceStatus:
-        return await self._jobs.status()
+        return replace(await self._jobs.status(), warnings=self._warnings)
 
     # --- from Ray Serve
 
@@ -72,6 +82,10 @@ class Dispatcher:
     async def check_health(self) -> None:
         """One that lost the store to another Dispatcher is replaced."""
         await self._jobs.check()
+        warnings = await asyncio.to_thread(nodes.warnings, self._node)
+        for warning in set(warnings) - set(self._warnings):
+            log.error(warning)
+        self._warnings = warnings
 
     # --- from GPU replicas
 
