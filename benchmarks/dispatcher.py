@@ -164,7 +164,8 @@ def processes() -> dict[str, psutil.Process]:
 def profiled(process: psutil.Process, into: Path) -> Iterator[None]:
     """py-spy's samples of all its threads that are not idle, until the block is left."""
     program = Path(sys.executable).with_name("py-spy")
-    command = [str(program), "record", "-p", str(process.pid), "-f", "raw", "-r", "200", "-o", str(into), "-d", "3600"]
+    how = ["-f", "raw", "-r", "100", "--nonblocking", "-d", "3600"]
+    command = [str(program), "record", "-p", str(process.pid), "-o", str(into), *how]
     sampler = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     time.sleep(1)
     try:

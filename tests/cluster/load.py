@@ -19,6 +19,7 @@ from serve.messages import ImageRequest, Submission, Succeeded
 from serve.settings import Settings
 from tests.cluster.server import Server
 
+DIFFERENT = 30  # wishes, over and over
 STANDING = 50  # jobs that are accepted and have not ended, all the time
 ENDED = ("succeeded", "failed", "canceled", "expired")
 GIVE_UP_S = 180.0
@@ -122,8 +123,8 @@ class Load:
         number, self._count = self._count, self._count + 1
         previews = {"previews": 2} if number % 5 == 0 else {}
         key = {"Idempotency-Key": secrets.token_hex(8)}
-        job = await self._insist("POST", "/v1/jobs", json=wish(number) | previews, headers=key)
-        self.accepted[job["id"]] = Accepted(job["id"], number)
+        job = await self._insist("POST", "/v1/jobs", json=wish(number % DIFFERENT) | previews, headers=key)
+        self.accepted[job["id"]] = Accepted(job["id"], number % DIFFERENT)
         if number % 6 == 5:
             self._cancels.append(asyncio.create_task(self._cancel(job["id"], after_s=number % 4)))
 
