@@ -24,7 +24,7 @@ def build(settings: Settings) -> Application:
     settings = settings.model_copy(update={"data": settings.data.resolve()})
     placed = RequestRouterConfig(request_router_class=f"{PlacedRouter.__module__}.{PlacedRouter.__name__}")
     node = home(settings)
-    text_encoder = serve.deployment(TextEncoder).bind(settings, folder)
+    text_encoder = serve.deployment(TextEncoder).bind(settings, folder, node)
     denoiser = serve.deployment(Denoiser, request_router_config=placed).bind(settings, folder, node)
     dispatcher = serve.deployment(Dispatcher).bind(settings, text_encoder, denoiser, node)
     return serve.deployment(serve.ingress()(Gateway)).bind(settings, folder, dispatcher, node)

@@ -6,7 +6,6 @@ import asyncio
 import contextvars
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
-from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
 
@@ -97,8 +96,7 @@ class Dispatcher:
 
     async def close(self) -> None:
         """Jobs that have not ended go on when the store is opened again."""
-        with suppress(StaleWriter):
-            await self.hand_back()
+        await asyncio.gather(self.hand_back(), return_exceptions=True)  # a stale writer has nothing to hand back
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -370,14 +368,19 @@ class Dispatcher:
 
     async def _settle(self, job: Job, stopping: list[asyncio.Task[None]]) -> None:
         """A picture of a job without a result would stay for ever, so it goes before the end is stored."""
-        if not isinstance(job.end, Succeeded):
+        if not isinstance(job.end, Succeeded) and (stopping or job.started_at or job.inherited):
             await asyncio.gather(*stopping, return_exceptions=True)
-            for image in range(job.submission.request.n):
-                await self._assets.delete(f"{job.id}-{image}")
+            await self._drop_pictures(job)
         await self._store.save(job.record())
         job.publish_end()
         self._finished[job.id] = self._clock()
         self._forget_old()
+
+    async def _drop_pictures(self, job: Job) -> None:
+        names = [f"{job.id}-{image}" for image in range(job.submission.request.n)]
+        for outcome in await asyncio.gather(*map(self._assets.delete, names), return_exceptions=True):
+            if isinstance(outcome, Exception):  # the job ends all the same
+                log.error("a picture of a job without a result stays", job_id=job.id, exc_info=outcome)
 
     async def _finish_cancel(self, job: Job) -> None:
         """`canceled` is said when the replicas have really stopped."""

@@ -8,10 +8,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import pytest
+
+from serve.assets.store import LocalAssets
+from serve.errors import NotFound
 from serve.jobs.commits import NOTE_S
 from serve.jobs.fleet import ReplicaGone
 from serve.jobs.store import store_of
-from serve.messages import Failed, Started, Succeeded
+from serve.messages import Canceled, Failed, Started, Succeeded
 from serve.settings import Settings
 from tests.unit.replicas import beat, last, submitted
 from tests.unit.test_restart import Life
@@ -126,3 +130,16 @@ async def test_an_image_of_a_job_that_ended_is_not_on_trial(tmp_path: Path) -> N
         view = await life.jobs.get(job_id)
         assert view.attempt == 1
         assert not isinstance(await last(life.jobs, job_id), Started)
+
+
+async def test_a_job_without_a_result_leaves_no_picture_behind(tmp_path: Path) -> None:
+    assets = LocalAssets(tmp_path / "assets")
+    async with Life(tmp_path) as life:
+        job_id = await submitted(life.jobs, n=2)
+        first, _ = await life.replicas.settled()
+        await assets.write(f"{job_id}-0", b"picture", "png", {})
+        await life.replicas.finish(first)
+        await life.jobs.cancel(job_id)
+        assert isinstance(await last(life.jobs, job_id), Canceled)
+    with pytest.raises(NotFound):
+        await assets.stat(f"{job_id}-0")
