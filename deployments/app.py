@@ -7,6 +7,7 @@ from ray.serve.config import RequestRouterConfig
 from deployments.denoiser import Denoiser
 from deployments.dispatcher import Dispatcher
 from deployments.gateway import Gateway
+from deployments.nodes import home
 from deployments.placement import PlacedRouter
 from deployments.text_encoder import TextEncoder
 from serve.assets.open import check_assets
@@ -15,7 +16,7 @@ from serve.weights import resolve, verify
 
 
 def build(settings: Settings) -> Application:
-    """The application of config/serve.yaml. Raises WeightsError before any replica starts.
+    """The application of config/serve.yaml. Raises WeightsError or ConfigError before any replica starts.
 
     Ray Serve reads the annotation of `settings` at run time, so it must not be a string.
     """
@@ -24,7 +25,8 @@ def build(settings: Settings) -> Application:
     check_assets(settings)
     settings = settings.model_copy(update={"data": settings.data.resolve()})
     placed = RequestRouterConfig(request_router_class=f"{PlacedRouter.__module__}.{PlacedRouter.__name__}")
-    text_encoder = serve.deployment(TextEncoder).bind(settings, folder)
-    denoiser = serve.deployment(Denoiser, request_router_config=placed).bind(settings, folder)
-    dispatcher = serve.deployment(Dispatcher).bind(settings, text_encoder, denoiser)
-    return serve.deployment(serve.ingress()(Gateway)).bind(settings, folder, dispatcher)
+    node = home(settings)
+    text_encoder = serve.deployment(TextEncoder).bind(settings, folder, node)
+    denoiser = serve.deployment(Denoiser, request_router_config=placed).bind(settings, folder, node)
+    dispatcher = serve.deployment(Dispatcher).bind(settings, text_encoder, denoiser, node)
+    return serve.deployment(serve.ingress()(Gateway)).bind(settings, folder, dispatcher, node)

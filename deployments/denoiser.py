@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from ray import serve
 
+from deployments import nodes
 from deployments.replica import Membership, replica_id
 from serve.assets.open import open_assets
 from serve.messages import Generated, Phase, ReplicaState, Task
@@ -27,7 +28,8 @@ STUCK_S = 120.0  # far longer than any step; a device that answers nothing for s
 
 
 class Denoiser:
-    async def __init__(self, settings: Settings, folder: Path) -> None:  # type: ignore[misc]  # Ray Serve awaits it
+    async def __init__(self, settings: Settings, folder: Path, node: str | None = None) -> None:  # type: ignore[misc]  # Ray Serve awaits it
+        nodes.stay(node)
         from serve.engine.generator import Generator  # noqa: PLC0415
         from serve.engine.identity import identity_of  # noqa: PLC0415
         from serve.engine.open import Placement, open_engine  # noqa: PLC0415

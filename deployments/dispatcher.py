@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+from dataclasses import replace
+
+import structlog
 from ray.serve.handle import DeploymentHandle
 
+from deployments import nodes
 from deployments.remote import RemoteBackend
 from serve import logs
 from serve.api.webhooks import open_courier
@@ -25,11 +30,17 @@ from serve.messages import (
 )
 from serve.settings import Settings
 
+log = structlog.get_logger()
 POLL_S = 2.0  # short enough not to hold up a shutdown
 
 
 class Dispatcher:
-    async def __init__(self, settings: Settings, text_encoder: DeploymentHandle, denoiser: DeploymentHandle) -> None:  # type: ignore[misc]  # Ray Serve awaits it
+    async def __init__(  # type: ignore[misc]  # Ray Serve awaits it
+        self, settings: Settings, text_encoder: DeploymentHandle, denoiser: DeploymentHandle, node: str | None = None
+    ) -> None:
+        nodes.stay(node)
+        self._node = node
+        self._warnings: tuple[str, ...] = ()
         logs.configure(settings.log_format)
         store = store_of(settings)
         self._jobs = Jobs(settings, RemoteBackend(text_encoder, denoiser), store, open_assets(settings))
@@ -81,13 +92,25 @@ class Dispatcher:
         return await self._jobs.delete_all_assets(user, confirm)
 
     async def status(self) -> ServiceStatus:
-        return await self._jobs.status()
+        return replace(await self._jobs.status(), warnings=self._warnings)
 
     # --- from Ray Serve
+
+    async def __del__(self) -> None:
+        """Called by Ray Serve when it replaces or ends this replica without haste."""
+        await self._jobs.close()
+
+    async def hand_back(self) -> None:
+        """Before everything is stopped at once: jobs that then lose their replica are not to blame."""
+        await self._jobs.hand_back()
 
     async def check_health(self) -> None:
         """One that lost the store to another Dispatcher is replaced."""
         await self._jobs.check()
+        warnings = await asyncio.to_thread(nodes.warnings, self._node)
+        for warning in set(warnings) - set(self._warnings):
+            log.error(warning)
+        self._warnings = warnings
 
     # --- from GPU replicas
 

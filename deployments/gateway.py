@@ -8,6 +8,7 @@ from pathlib import Path
 from fastapi import FastAPI
 from ray.serve.handle import DeploymentHandle
 
+from deployments import nodes
 from deployments.remote import RemoteService, detached
 from deployments.replica import replica_id
 from serve import logs
@@ -20,7 +21,10 @@ SWEEP_EVERY_S, KEEP_PREVIEWS_S = 600.0, 3600.0
 
 
 class Gateway:
-    async def __init__(self, settings: Settings, folder: Path, dispatcher: DeploymentHandle) -> None:  # type: ignore[misc]  # Ray Serve awaits it
+    async def __init__(  # type: ignore[misc]  # Ray Serve awaits it
+        self, settings: Settings, folder: Path, dispatcher: DeploymentHandle, node: str | None = None
+    ) -> None:
+        nodes.stay(node)
         logs.configure(settings.log_format)
         self._settings = settings
         self._service = RemoteService(dispatcher, replica_id())

@@ -15,8 +15,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,7 +36,10 @@ ROOT = Path(__file__).parents[1]
 OBJECT_STORE_BYTES = 200 << 20
 POLL_S = 0.25
 STOP_S = 8.0
+HAND_BACK_S = 4.0
 FOLDER = "/tmp/zimage-{port}"  # short: the paths of Ray's sockets end at 107 bytes
+
+STOPS = (signal.SIGINT, signal.SIGTERM)
 
 _stop = threading.Event()
 
@@ -62,7 +65,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="instead of args.data")
     options = parser.parse_args()
     _set_environment()
-    for signum in (signal.SIGINT, signal.SIGTERM):
+    for signum in STOPS:
         signal.signal(signum, _interrupt)
     try:
         run(options.config, options.port, options.data)
@@ -166,6 +169,8 @@ def _ray() -> Iterator[None]:
     from ray import serve  # noqa: PLC0415
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)  # Ray's own handler would print its stack and abort
+    os.register_at_fork(after_in_child=_unblock_stops)
     ray.init(
         address="local",
         namespace="serve",
@@ -173,16 +178,42 @@ def _ray() -> Iterator[None]:
         object_store_memory=OBJECT_STORE_BYTES,
         logging_level="WARNING",
     )
-    signal.signal(signal.SIGTERM, _interrupt)  # again: Ray sets a handler of its own
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
+        _unblock_stops()
         yield
     finally:
         print("stopping", flush=True)  # and no more: Ray reports its own end as failures
         with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
-            stopping = threading.Thread(target=serve.shutdown, daemon=True)
-            stopping.start()
-            stopping.join(STOP_S)
+            in_time = _within(HAND_BACK_S, _hand_back) and _within(STOP_S, serve.shutdown)
+        if not in_time:  # Ray would abort this process under a call that still runs; `watch` ends what is left
+            print("stopped", flush=True)
+            os._exit(0)
+        with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
             ray.shutdown()
+
+
+def _unblock_stops() -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
+
+
+def _within(seconds: float, work: Callable[[], None]) -> bool:
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return not thread.is_alive()
+
+
+def _hand_back() -> None:
+    """Jobs whose replicas are about to be stopped go on at the next start, and are not blamed for the end of this."""
+    from ray import serve  # noqa: PLC0415
+    from ray.exceptions import RayError  # noqa: PLC0415
+
+    application = serve.status().applications.get("zimage")
+    dispatcher = application.deployments.get("Dispatcher") if application else None
+    if dispatcher is not None and dispatcher.replica_states.get("RUNNING"):
+        with suppress(RayError, TimeoutError):  # it is not there any more, or does not answer
+            serve.get_deployment_handle("Dispatcher", "zimage").hand_back.remote().result(timeout_s=HAND_BACK_S - 1)
 
 
 def _interrupt(*_: object) -> None:

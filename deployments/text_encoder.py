@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from ray import serve
 
+from deployments import nodes
 from deployments.replica import Membership, replica_id
 from serve.messages import Phase, ReplicaState
 from serve.settings import Settings
@@ -23,7 +24,8 @@ WARM_UP = ["a", "a red fox on a yellow background " * 20]
 
 
 class TextEncoder:
-    async def __init__(self, settings: Settings, folder: Path) -> None:  # type: ignore[misc]  # Ray Serve awaits it
+    async def __init__(self, settings: Settings, folder: Path, node: str | None = None) -> None:  # type: ignore[misc]  # Ray Serve awaits it
+        nodes.stay(node)
         from serve.engine.open import Placement, open_text_encoder  # noqa: PLC0415
 
         placement = Placement.choose(settings)

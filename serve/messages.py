@@ -306,7 +306,8 @@ class ReplicaState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceStatus:
-    """The whole service at one moment. `eta_seconds` estimates the wait of a job submitted now."""
+    """The whole service at one moment. `eta_seconds` estimates the wait of a job submitted now; `warnings` say to its
+    operator what is wrong with it though it works."""
 
     ready: bool
     phase: str
@@ -317,6 +318,7 @@ class ServiceStatus:
     text_encoders: int
     eta_seconds: float | None
     uptime_s: float
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

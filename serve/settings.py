@@ -148,6 +148,7 @@ class Settings(_Section):
     served_model_name: str = Field("z-image-turbo", pattern=r"^[A-Za-z0-9._-]{1,64}$")
     model_aliases: tuple[str, ...] = ("gpt-image-1", "gpt-image-1-mini", "gpt-image-1.5", "dall-e-3", "dall-e-2")
     data: Path = Field(Path("data"), description="assets, jobs and the link secret")
+    shared_data: bool = Field(False, description="every node sees the same `data` folder, such as NFS")
     database: str | None = Field(
         None, pattern=r"^postgresql\+psycopg://", description="of jobs; default: SQLite in `data`"
     )

@@ -36,4 +36,5 @@ def _shown(status: ServiceStatus) -> dict[str, Any]:
         "running": status.running,
         "denoisers": status.denoisers,
         "text_encoders": status.text_encoders,
+        "warnings": status.warnings,
     }

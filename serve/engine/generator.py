@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -82,7 +83,7 @@ class Generator:
             lambda: codec.encode(pixels, request.output_format, request.output_compression, inside)
         )
         metadata = describe(request, task.image, job_id=task.job_id, user=task.user, weights=self.settings.model)
-        await self.assets.write(task.asset_id, data, request.output_format, metadata)
+        await _to_its_end(self.assets.write(task.asset_id, data, request.output_format, metadata))
         return StoredImage(
             asset_id=task.asset_id,
             seed=task.seed,
@@ -95,6 +96,15 @@ class Generator:
     async def in_files(self, work: Callable[[], bytes]) -> bytes:
         """Runs the encoding of a file off the event loop."""
         return await asyncio.get_running_loop().run_in_executor(self.files, work)
+
+
+async def _to_its_end(writing: Coroutine[Any, Any, object]) -> None:
+    """A caller that cancels knows, when it is answered, that no picture comes any more."""
+    task = asyncio.ensure_future(writing)
+    try:
+        await asyncio.shield(task)
+    finally:
+        await asyncio.gather(task, return_exceptions=True)
 
 
 class _Previews:

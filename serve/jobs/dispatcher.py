@@ -117,9 +117,17 @@ class Dispatcher:
 
     async def close(self) -> None:
         """Jobs that have not ended go on when the store is opened again."""
-        self._stop()
+        await asyncio.gather(self.hand_back(), return_exceptions=True)  # a stale writer has nothing to hand back
         await self._tasks.close()
         await self._store.close()
+
+    async def hand_back(self) -> None:
+        """Nothing runs any more, and no job is blamed for this end: what has not ended is the next Dispatcher's."""
+        self._stop()
+        placed = [job for job in self._jobs.values() if job.placed and job.end is None]
+        for job in placed:
+            job.placed.clear()
+        await asyncio.gather(*(self._store.save(job.record()) for job in placed))
 
     async def check(self) -> None:
         """Raises StaleWriter when another Dispatcher has taken over, or what else has ended the store's writer."""
@@ -255,6 +263,11 @@ class Dispatcher:
             self._jobs[job.id] = job
             self.end(job, Canceled)
             return job
+        if job.crashes >= self._settings.queue.max_attempts:
+            self._jobs[job.id] = job
+            error = ReplicaLost(f"the service died {job.crashes} times while it drew this job, which is given up")
+            self.end(job, Failed, error=ErrorInfo.of(error))
+            return job
         images = self._results.find(job.submission, job.cache_key)
         self._enter(job, images)  # the one that it had joined has ended
         return job
@@ -276,17 +289,22 @@ class Dispatcher:
         """Gives every free slot the next image in queue order."""
         while not self._stopped and (job_id := self._queue.head()) is not None:
             job = self._jobs[job_id]
-            if not self._placements.place(job, job.pending[0], partial(self._room.deadline_in, job)):
+            sole = 0 < job.crashes >= self._settings.queue.max_attempts - 1  # its last try
+            if not self._placements.place(job, job.pending[0], partial(self._room.deadline_in, job), sole=sole):
                 return
             job.pending.popleft()
             job.turn = self._queue.served(job_id)
 
     # --- how placements end
 
+    async def placing(self, job: Job) -> None:
+        await self._store.save(job.record())
+
     def generated(self, placement: Placement, answer: Generated) -> None:
         job, image, request = placement.job, placement.task.image, placement.job.submission.request
         self._begin(job, answer.started_at)
         job.finished[image] = answer
+        job.placed.discard(image)
         job.step(image, request.steps)
         self.finish(job)
 
@@ -295,6 +313,7 @@ class Dispatcher:
         job, image, most = placement.job, placement.task.image, self._settings.queue.max_attempts
         if not job.wanted:
             return
+        job.placed.discard(image)
         if placement.attempt == job.attempt:  # several images lost with one replica are one loss
             job.attempt += 1
             job.losses += 1
@@ -350,13 +369,14 @@ class Dispatcher:
         """Decided here, once; what is still placed for the job is stopped. Told when it is stored."""
         if job.end is not None:
             return
-        if kind in (Canceled, Expired) and (heir := self._sharing.hand_over(job)):
+        heir = self._sharing.hand_over(job) if kind in (Canceled, Expired) else None
+        if heir is not None:
             self._store.note(heir.record())
         job.close(kind, **data)
         followers = self._flights.leave(job)
         self._withdraw(job)
-        self._placements.stop(job)
-        job.settling = self._tasks.spawn(self._settle(job))
+        stopping = self._placements.stop(job)
+        job.settling = self._tasks.spawn(self._settle(job, stopping, passed_on=heir is not None))
         if isinstance(job.end, Succeeded):
             self._sharing.land(followers, job.end)
         else:
@@ -370,10 +390,20 @@ class Dispatcher:
         job.embeddings = None
         self._room.leave(job)
 
-    async def _settle(self, job: Job) -> None:
+    async def _settle(self, job: Job, stopping: list[asyncio.Task[None]], *, passed_on: bool) -> None:
+        """Pictures of a job without a result go before its end is stored, unless its work was `passed_on`."""
+        if not isinstance(job.end, Succeeded) and not passed_on and (stopping or job.started_at or job.inherited):
+            await asyncio.gather(*stopping, return_exceptions=True)
+            await self._drop_pictures(job)
         await self._store.save(job.record())
         job.publish_end()
         self._jobs.ended(job)
+
+    async def _drop_pictures(self, job: Job) -> None:
+        try:
+            await self._results.drop_all(job.submission)
+        except Exception as error:  # the job ends all the same, and a sweep comes later
+            log.error("pictures of a job without a result stay", job_id=job.id, exc_info=error)
 
     async def _finish_cancel(self, job: Job) -> None:
         """`canceled` is said when the replicas have really stopped."""

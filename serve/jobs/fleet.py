@@ -48,6 +48,7 @@ class Fleet:
         self._silence_s = SILENT_BEATS * heartbeat_s
         self._replicas: dict[str, Replica] = {}
         self._engine = ""
+        self._sole: str | None = None
 
     def beat(self, state: ReplicaState, now: float) -> bool:
         """Takes a heartbeat; True when the replica became ready with it."""
@@ -65,25 +66,32 @@ class Fleet:
     def drop(self, replica_id: str) -> set[str]:
         """Forgets a replica; returns the tasks that it held."""
         replica = self._replicas.pop(replica_id, None)
+        if replica is not None and self._sole in replica.placed:
+            self._sole = None
         return replica.placed if replica else set()
 
     def silent(self, now: float) -> list[str]:
         return [id for id, replica in self._replicas.items() if now - replica.beat > self._silence_s]
 
-    def place(self, task_id: str, *, alone: bool) -> str | None:
+    def place(self, task_id: str, *, alone: bool, sole: bool = False) -> str | None:
         """Reserves a slot on the emptiest denoiser; None when all are full.
 
         A task that has lost a replica before is placed `alone`, on an empty one: if it is what kills replicas, it
-        kills no neighbour's work again, and is found out.
+        kills no neighbour's work again, and is found out. A `sole` one has the whole fleet to itself.
         """
+        if self._sole is not None or (sole and any(replica.placed for replica in self._role("denoiser"))):
+            return None
         replica = max(self._role("denoiser"), key=lambda replica: replica.room, default=None)
         if replica is None or replica.room <= 0 or (alone and replica.placed):
             return None
         replica.placed.add(task_id)
         replica.reserved = alone
+        self._sole = task_id if sole else None
         return replica.state.replica_id
 
     def release(self, replica_id: str, task_id: str) -> None:
+        if self._sole == task_id:
+            self._sole = None
         if replica_id in self._replicas:
             replica = self._replicas[replica_id]
             replica.placed.discard(task_id)

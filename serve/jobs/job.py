@@ -59,7 +59,8 @@ _REPLACED = (Queued, Progress)  # of these only the newest is kept for those who
 class Job:
     """`deadline` is in seconds of the Dispatcher's clock, all other times are Unix seconds.
 
-    `arrival` and `turn` are its numbers in the queue. `end` is decided, and stored, before it is published.
+    `arrival` and `turn` are its numbers in the queue. `placed` are its images on replicas; `inherited` says that an
+    earlier Dispatcher has left it behind. `end` is decided, and stored, before it is published.
     Jobs of one `cache_key` may share their work: one of them leads, and only it has images to draw.
     """
 
@@ -75,8 +76,11 @@ class Job:
     losses: int = 0
     cache: CacheUse = "miss"
     cache_key: str | None = None
+    crashes: int = 0
+    inherited: bool = False
     embeddings: object = None
     pending: deque[int] = field(default_factory=deque)
+    placed: set[int] = field(default_factory=set)
     steps_done: dict[int, int] = field(default_factory=dict)
     finished: dict[int, Generated] = field(default_factory=dict)
     failures: dict[int, ErrorInfo] = field(default_factory=dict)
@@ -99,6 +103,7 @@ class Job:
             job.events.append(job.end)
             return job
         job.seq += EVENTS_OF_A_LIFE
+        job.crashes, job.inherited = record.crashes, True
         if record.status is JobStatus.RUNNING:
             job.attempt += 1
         return job
@@ -121,6 +126,7 @@ class Job:
             seq=self.seq,
             attempt=self.attempt,
             losses=self.losses,
+            crashes=self.crashes + bool(self.placed and self.end is None),
             started_at=self.started_at,
             completed_at=self.end.at if self.end else None,
             images=self.end.images if isinstance(self.end, Succeeded) else (),

@@ -25,6 +25,7 @@ from serve.settings import Settings
 
 KEYS_KEPT_S = 24 * 3600
 BUSY_MS = 10_000
+STALLED_MS = 5_000  # a transaction of a stalled writer is ended by PostgreSQL, so that another writer can take over
 
 T = TypeVar("T")
 _SAVE = update(jobs).where(jobs.c.id == bindparam("job_id"), jobs.c.completed_at.is_(None))
@@ -191,6 +192,8 @@ class SqlJobStore:
                 await gallery.record(connection, batch.saves.values())
                 rows = [state_row(record) | {"job_id": record.id} for record in batch.saves.values()]
                 await connection.execute(_SAVE, rows)
+                if connection.dialect.name == "postgresql":  # without it STALLED_MS does not begin: _SAVE is a pipeline
+                    await connection.execute(select(1))
             for change in batch.changes:
                 await change.apply(connection)
             await self.deliveries.apply(connection, batch)
@@ -230,6 +233,8 @@ def _engine(url: str) -> AsyncEngine:
     if parsed.get_backend_name() == "sqlite":
         event.listen(engine.sync_engine, "connect", _prepare_sqlite)
         event.listen(engine.sync_engine, "begin", _begin_sqlite)
+    else:
+        event.listen(engine.sync_engine, "connect", _prepare_postgresql)
     return engine
 
 
@@ -239,6 +244,13 @@ def _prepare_sqlite(connection: DBAPIConnection, _: object) -> None:
     for pragma in (f"busy_timeout={BUSY_MS}", "journal_mode=WAL", "synchronous=FULL"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
+
+
+def _prepare_postgresql(connection: DBAPIConnection, _: object) -> None:
+    cursor = connection.cursor()
+    cursor.execute(f"SET idle_in_transaction_session_timeout = {STALLED_MS}")
+    cursor.close()
+    connection.commit()
 
 
 def _begin_sqlite(connection: Connection) -> None:

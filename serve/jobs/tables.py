@@ -35,6 +35,7 @@ jobs = Table(
     Column("seq", BigInteger, nullable=False),
     Column("attempt", Integer, nullable=False),
     Column("losses", Integer, nullable=False),
+    Column("crashes", Integer, nullable=False, server_default="0"),
     Column("created_at", Double, nullable=False),
     Column("started_at", Double),
     Column("completed_at", Double),
