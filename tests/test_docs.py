@@ -38,7 +38,7 @@ def test_setting_has_a_row_with_its_default(name: str, default: str):
 
 def test_every_row_is_a_setting():
     section = CONFIGURATION.split("\n## Settings\n")[1].split("\n## ")[0]
-    assert set(re.findall(r"^\| `([a-z_.]+)` \|", section, re.MULTILINE)) == set(settings())
+    assert set(re.findall(r"^\| `([a-z0-9_.]+)` \|", section, re.MULTILINE)) == set(settings())
 
 
 @pytest.mark.parametrize("path", DOCS, ids=str)

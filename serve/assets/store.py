@@ -10,8 +10,12 @@ from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
+import structlog
+
 from serve.errors import AssetCorrupted, NotFound
 from serve.messages import ImageFormat
+
+log = structlog.get_logger()
 
 Data = bytes  # where a field is called so
 ULID = "[0-7][0-9A-HJKMNP-TV-Z]{25}"
@@ -149,5 +153,6 @@ def no_asset(name: str) -> NotFound:
 
 
 def _corrupted(asset_id: str, what: str) -> AssetCorrupted:
+    log.error("a stored picture is damaged", asset_id=asset_id, what=what)
     hint = "draw it again, with its job's rerun; the operator's storage or backup may need a look"
     return AssetCorrupted(f"the stored picture {asset_id} is damaged: {what}", param="asset_id", hint=hint)
