@@ -192,11 +192,11 @@ class SqlJobStore:
                 await gallery.record(connection, batch.saves.values())
                 rows = [state_row(record) | {"job_id": record.id} for record in batch.saves.values()]
                 await connection.execute(_SAVE, rows)
-                if connection.dialect.name == "postgresql":  # without it STALLED_MS does not begin: _SAVE is a pipeline
-                    await connection.execute(select(1))
             for change in batch.changes:
                 await change.apply(connection)
             await self.deliveries.apply(connection, batch)
+            if connection.dialect.name == "postgresql":  # without it STALLED_MS does not begin after a pipeline
+                await connection.execute(select(1))
         self.deliveries.announce(batch)
         return outcomes
 

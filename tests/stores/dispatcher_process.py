@@ -1,8 +1,9 @@
 """A Dispatcher in a process of its own, over replicas that answer at once: says on stdout what its callers were told.
 
-    python -m tests.stores.dispatcher_process NAME DATA DATABASE|- [insert|commit]
+    python -m tests.stores.dispatcher_process NAME DATA DATABASE|- [insert|commit|between]
 
-With the last argument it stops itself (SIGSTOP) in the middle of a transaction, once told to by a line on stdin.
+With the last argument it stops itself (SIGSTOP) in the middle of a transaction, or between two, once told to by a line
+on stdin.
 Lines are `open UNIX-TIME`, `accepted ID`, `ended ID` and `stale`, where its work ends. Pictures say by their size who
 drew them.
 """
@@ -20,6 +21,7 @@ from pathlib import Path
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import OperationalError
+from sqlalchemy.pool import Pool
 
 from serve.assets.local import LocalAssets
 from serve.errors import StaleWriter, Unavailable
@@ -49,9 +51,9 @@ def say(*words: str) -> None:
     print(*words, flush=True)
 
 
-def stop_in_the_middle(where: str) -> None:
-    """At the first insert, or the first commit after one, after a line has come on stdin."""
-    wanted, inserted = threading.Event(), threading.Event()
+def stop_at(where: str) -> None:
+    """At the first insert, the first commit after one, or behind one, after a line has come on stdin."""
+    wanted, inserted, committed = threading.Event(), threading.Event(), threading.Event()
     threading.Thread(target=lambda: (sys.stdin.readline(), wanted.set()), daemon=True).start()
 
     def stop() -> None:
@@ -69,7 +71,15 @@ def stop_in_the_middle(where: str) -> None:
     def commit(connection: object) -> None:
         if where == "commit" and wanted.is_set() and inserted.is_set():
             stop()
+        if inserted.is_set():
+            committed.set()
         inserted.clear()
+
+    @event.listens_for(Pool, "checkin")
+    def checkin(*_: object) -> None:
+        if where == "between" and wanted.is_set() and committed.is_set():
+            stop()
+        committed.clear()
 
 
 async def opened(settings: Settings, size: int) -> Dispatcher:
@@ -114,5 +124,5 @@ async def main(name: str, data: Path, database: str | None) -> None:
 
 if __name__ == "__main__":
     if len(sys.argv) > 4:
-        stop_in_the_middle(sys.argv[4])
+        stop_at(sys.argv[4])
     asyncio.run(main(sys.argv[1], Path(sys.argv[2]), None if sys.argv[3] == "-" else sys.argv[3]))

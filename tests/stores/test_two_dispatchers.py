@@ -54,6 +54,13 @@ class Process:
     def stopped(self) -> bool:
         return psutil.Process(self.popen.pid).status() == psutil.STATUS_STOPPED
 
+    def stalls(self) -> None:
+        """Where it was told to at its start."""
+        assert self.popen.stdin is not None
+        self.popen.stdin.write("now\n")
+        self.popen.stdin.flush()
+        self.until(self.stopped)
+
     def works(self) -> None:
         self.until(lambda: len(self.says("ended")) > 10)
 
@@ -112,9 +119,9 @@ def check(settings: Settings, old: Process, new: Process, before: dict[str, JobR
 
 
 def test_a_stalled_dispatcher_that_wakes_up_writes_no_more(settings: Settings) -> None:
-    with dispatcher("a", settings) as old:
+    with dispatcher("a", settings, "between") as old:
         old.works()
-        old.popen.send_signal(signal.SIGSTOP)
+        old.stalls()
         with dispatcher("b", settings) as new:
             new.works()
             before = stored(settings)
@@ -129,10 +136,7 @@ def test_a_dispatcher_that_stalls_within_a_transaction(settings: Settings, where
     """The new one does not begin before that transaction has ended: with the stalled process, or by the server."""
     with dispatcher("a", settings, where) as old:
         old.works()
-        assert old.popen.stdin is not None
-        old.popen.stdin.write("now\n")
-        old.popen.stdin.flush()
-        old.until(old.stopped)
+        old.stalls()
         with dispatcher("b", settings) as new:
             if settings.database is None:  # the file is locked for as long as the process lives
                 time.sleep(2)

@@ -126,7 +126,7 @@ async def test_a_hit_touches_no_replica_and_is_the_users_own(jobs: Dispatcher, r
     assert await replicas.bytes_of(first) == await replicas.bytes_of(second)
     assert (len(replicas.tasks), replicas.encoded) == (1, 1)
     metadata = (await replicas.assets.stat(second.images[0].asset_id)).metadata
-    assert (metadata["job_id"], metadata["prompt"], metadata["seed"]) == (second.job_id, "a cat", 5)
+    assert (metadata["job_id"], metadata["prompt"], metadata["request"]["seed"]) == (second.job_id, "a cat", 5)
     assert [view.cache for view in await jobs.find(JobQuery())] == ["hit", "miss"]
 
 
@@ -263,15 +263,20 @@ async def test_two_submissions_of_one_key_at_once_are_one_job_and_one_generation
 
 
 async def test_the_pictures_of_a_repetition_that_was_drawn_meanwhile_are_gone(
-    jobs: Dispatcher, replicas: Drawing, tmp_path: Path
+    jobs: Dispatcher, replicas: Drawing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    may_commit, writes = asyncio.Event(), jobs._store._writes  # type: ignore[attr-defined]
+    commit = writes._commit
+
+    async def slow(batch: object) -> object:
+        await may_commit.wait()
+        return await commit(batch)
+
+    monkeypatch.setattr(writes, "_commit", slow)
     submitting = [asyncio.create_task(jobs.submit(order(key="k"))) for _ in range(2)]
-    for _ in range(100):
-        if len(held := await replicas.settled()) == 2:
-            break
-        await asyncio.sleep(0)
-    for task_id in held:
+    for task_id in await replicas.held_when(2):
         await replicas.finish(task_id)
+    may_commit.set()
     ids = {await task for task in submitting}
     assert len(ids) == 1
     assert isinstance(await last(jobs, ids.pop()), Succeeded)

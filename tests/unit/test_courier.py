@@ -16,6 +16,7 @@ from starlette.responses import Response
 
 from serve.api.webhooks import open_courier
 from serve.assets.links import open_links
+from serve.assets.local import LocalAssets
 from serve.errors import NotFound
 from serve.jobs.dispatcher import Dispatcher
 from serve.jobs.store import store_of
@@ -67,7 +68,7 @@ def opened(tmp_path: Path) -> Opens:
             webhooks={"allow": ["127.0.0.0/8"], "retry_s": [0.05, 0.05]} | webhooks,
         )
         store, replicas = store_of(settings), Replicas()
-        jobs = Dispatcher(settings, replicas, store)
+        jobs = Dispatcher(settings, replicas, store, LocalAssets(settings.data / "assets"))
         await jobs.open()
         beat(jobs)
         courier = open_courier(settings, store)
@@ -106,7 +107,7 @@ async def test_links_are_made_when_it_is_sent_and_pictures_stay_where_they_are(o
         job_id = await service.ended(receiver.url())
         (got,) = await receiver.until(1)
     (image,) = json.loads(got.body)["data"]["result"]["images"]
-    assert set(image) == {"asset_id", "url", "seed", "width", "height", "format", "bytes"}
+    assert set(image) == {"asset_id", "url", "thumbnail_url", "seed", "width", "height", "format", "bytes", "deleted"}
     base, query = image["url"].split("?")
     assert base == f"https://pictures.example.org/v1/assets/{job_id}-0"
     expires, signature = (part.split("=")[1] for part in query.split("&"))
