@@ -49,6 +49,7 @@ log = structlog.get_logger()
 T = TypeVar("T")
 
 POSITIONS_EVERY_S = 0.25
+PAUSE_PER_POSITION_S, LONGEST_PAUSE_S = 0.25, 5.0
 PRUNE_EVERY_S = 3600.0
 KEEP_FINISHED_S = 600.0
 KEEP_FINISHED = 10_000
@@ -389,15 +390,24 @@ class Dispatcher:
             self._moved = True
 
     def _publish_positions(self, jobs: Iterable[Job] | None = None) -> None:
-        """Tells queued jobs where they stand, where that has changed; `jobs` limits it to some of them."""
+        """Tells queued jobs where they stand, where that has changed; `jobs` limits it to some of them.
+
+        The farther back the less often, every five seconds at least: a thousand that wait are not told of each one that
+        overtakes them and is gone again.
+        """
         waiting = [job for job in map(self._jobs.__getitem__, self._queue) if job.status is JobStatus.QUEUED]
         wanted = None if jobs is None else {job.id for job in jobs}
         begun = (job.work() for job in self._jobs.values() if job.status is JobStatus.RUNNING and job.end is None)
         times = etas(begun, (job.work() for job in waiting), self._fleet.ready("denoiser"))
         for position, (job, eta) in enumerate(zip(waiting, times, strict=True), 1):
             known = (position, len(waiting), eta is not None)
-            if (wanted is None or job.id in wanted) and job.position() != known:
-                job.emit(Queued, position=position, length=len(waiting), eta_seconds=eta)
+            before = job.position()
+            if (wanted is None or job.id in wanted) and before != known:
+                pause = min(LONGEST_PAUSE_S, PAUSE_PER_POSITION_S * position)
+                if before is None or before[2] != known[2] or time.time() - job.told_at() >= pause:
+                    job.emit(Queued, position=position, length=len(waiting), eta_seconds=eta)
+                else:
+                    self._moved = True
 
     async def _housekeeping(self) -> None:
         while not self._stopped:
