@@ -207,6 +207,11 @@ class Job:
         queued = self._newest(Queued)
         return (queued.position, queued.length, queued.eta_seconds is not None) if queued else None
 
+    def told_at(self) -> float:
+        """When it was told that, in Unix time."""
+        queued = self._newest(Queued)
+        return queued.at if queued else 0.0
+
     @property
     def images_left(self) -> int:
         return self.submission.request.n - len(self.finished) - len(self.failures)

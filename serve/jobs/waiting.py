@@ -12,6 +12,8 @@ from serve.jobs.job import Job
 from serve.jobs.queue import JobQueue
 from serve.messages import PRIORITIES, JobStatus, Queued
 
+PAUSE_PER_POSITION_S, LONGEST_PAUSE_S = 0.25, 5.0
+
 
 class WaitingRoom:
     """`moved` says that positions have changed since they were told last."""
@@ -101,15 +103,25 @@ class WaitingRoom:
         return deadline - now
 
     def publish(self, jobs: Iterable[Job] | None = None) -> None:
-        """Tells queued jobs where they stand, where that has changed; `jobs` limits it to some of them."""
+        """Tells queued jobs where they stand, where that has changed; `jobs` limits it to some of them.
+
+        The farther back the less often, every five seconds at least: a thousand that wait are not told of each one that
+        overtakes them and is gone again.
+        """
         waiting = [job for job in map(self._jobs.__getitem__, self._queue) if job.status is JobStatus.QUEUED]
         wanted = None if jobs is None else {job.id for job in jobs}
         begun = (job.work() for job in self._jobs.values() if job.status is JobStatus.RUNNING and job.end is None)
         times = etas(begun, (job.work() for job in waiting), self._fleet.ready("denoiser"))
         for position, (job, eta) in enumerate(zip(waiting, times, strict=True), 1):
             known = (position, len(waiting), eta is not None)
-            if (wanted is None or job.id in wanted) and job.position() != known:
+            before = job.position()
+            if (wanted is not None and job.id not in wanted) or before == known:
+                continue
+            pause = min(LONGEST_PAUSE_S, PAUSE_PER_POSITION_S * position)
+            if before is None or before[2] != known[2] or time.time() - job.told_at() >= pause:
                 job.emit(Queued, position=position, length=len(waiting), eta_seconds=eta)
+            else:
+                self.moved = True
 
     def _solo_s(self, job: Job) -> float:
         return solo_seconds(job.submission, self._fleet.times())

@@ -243,7 +243,7 @@ async def test_ended_jobs_are_forgotten_after_their_time(tmp_path: Path) -> None
         await last(before.jobs, job_id)
     await asyncio.sleep(1.1)
     async with Life(tmp_path, jobs_ttl_s=1) as after:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(10):
             while await after.jobs.find(JobQuery()):
                 await asyncio.sleep(0.02)
         with pytest.raises(NotFound):

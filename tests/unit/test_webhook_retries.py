@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serve.messages import Delivery
@@ -50,6 +50,7 @@ def test_retry_after_is_the_least_wait_up_to_a_day() -> None:
         assert after(NEW, Answer(status=503, retry_after_s=said), SCHEDULE, 0.0, longest).next_attempt_at == waited
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2), st.floats(0, 1e9))
 def test_waits_are_random_from_nothing_to_the_schedule(attempts: int, now: float) -> None:
     tried = Delivery(job_id="j", url="u", status="pending", attempts=attempts)
