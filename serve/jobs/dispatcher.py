@@ -396,7 +396,8 @@ class Dispatcher:
 
     def _forget_old(self) -> None:
         now = self._clock()
-        for job_id, ended in list(self._finished.items()):
+        while self._finished:
+            job_id, ended = next(iter(self._finished.items()))
             if len(self._finished) <= KEEP_FINISHED and now - ended <= KEEP_FINISHED_S:
                 return
             del self._finished[job_id], self._jobs[job_id]
