@@ -11,6 +11,8 @@ import pytest
 import ray
 from ray import serve
 from ray.cluster_utils import Cluster
+from ray.exceptions import RayActorError
+from ray.serve.handle import DeploymentHandle
 
 from deployments.app import build
 from serve.errors import ConfigError
@@ -35,7 +37,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
 def replicas(deployment: str) -> dict[str, str]:
     """The node of each replica that lives, by its actor's name."""
     actors = [actor for actor in ray._private.state.actors().values() if actor["State"] == "ALIVE"]
-    mine = [actor for actor in actors if f"#zimage#{deployment}#" in actor["Name"]]
+    mine = [actor for actor in actors if f"::zimage#{deployment}#" in actor["Name"]]
     return {actor["Name"]: actor["Address"]["NodeID"] for actor in mine}
 
 
@@ -68,13 +70,20 @@ def test_a_node_that_joins_later_is_not_used_and_is_told_of(cluster: Cluster, tm
         (before,) = replicas(name)
         ray.kill(ray.get_actor(before, namespace="serve"))
         wait_until(lambda: before not in replicas(name))  # noqa: B023
-        wait_until(lambda: dispatcher.status.remote().result().ready and serves(name))  # noqa: B023
-        assert set(replicas(name).values()) == {home}
+        wait_until(lambda: serves(name, home) and is_ready(dispatcher))  # noqa: B023
 
 
-def serves(deployment: str) -> bool:
+def serves(deployment: str, node: str) -> bool:
+    """Its one replica runs, on that node."""
     status = serve.status().applications["zimage"].deployments[deployment]
-    return status.status == "HEALTHY" and status.replica_states == {"RUNNING": 1}
+    return status.replica_states == {"RUNNING": 1} and list(replicas(deployment).values()) == [node]
+
+
+def is_ready(dispatcher: DeploymentHandle) -> bool:
+    try:
+        return dispatcher.status.remote().result(timeout_s=10).ready
+    except (RayActorError, TimeoutError):
+        return False
 
 
 def wait_until(happened: Callable[[], bool], seconds: float = 90) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from serve.errors import DeadlineInfeasible, InvalidRequest, NotFound, NotReady, QueueFull
-from serve.jobs import dispatcher as dispatching
+from serve.jobs import waiting
 from serve.jobs.dispatcher import Dispatcher
 from serve.jobs.fleet import ReplicaGone
 from serve.messages import (
@@ -298,7 +298,7 @@ async def test_a_job_far_back_is_not_told_of_every_move(jobs: Dispatcher, monkey
     await submitted(jobs, n=SLOTS)
     waiting = [await submitted(jobs, priority="standard", user=user) for user in "ab"]
     monkeypatch.setattr(dispatching, "LONGEST_PAUSE_S", 60.0)
-    monkeypatch.setattr(dispatching, "PAUSE_PER_POSITION_S", 60.0)
+    monkeypatch.setattr(waiting, "PAUSE_PER_POSITION_S", 60.0)
     told = [(await jobs.get(job_id)).position for job_id in waiting]
     await submitted(jobs)
     await asyncio.sleep(3 * dispatching.POSITIONS_EVERY_S)
