@@ -17,7 +17,7 @@ from ulid import ULID
 from serve.assets.local import LocalAssets
 
 ROUNDS = 40
-SIZES = {"128x128 (23 KB)": 23_000, "1024x1024 (1.5 MB)": 1_500_000}
+SIZES = {"23 KB": 23_000, "1.5 MB": 1_500_000}
 
 Act = Callable[[], Awaitable[object]]
 

@@ -101,7 +101,7 @@ async def delete_all(connection: AsyncConnection, user: str, confirm: int | None
     if confirm != count:
         said = "confirm is left out" if confirm is None else f"confirm is {confirm}"
         return InvalidRequest(
-            f"{said}, and you have {count} pictures; nothing was deleted",
+            f"{said}, and you have {count} picture{'' if count == 1 else 's'}; nothing was deleted",
             param="confirm",
             hint=f"send confirm={count} to delete them all",
         )
