@@ -28,8 +28,9 @@ class QueueSettings(_Section):
 class SchedulerSettings(_Section):
     """Who takes the next denoising step on a replica."""
 
-    policy: Literal["edf", "fifo"] = "edf"
+    policy: Literal["edf", "fifo", "static", "round_robin"] = "edf"
     max_batch: int = Field(4, ge=1, le=64, description="images in one step; only where batching is measured to pay")
+    split_step_ms: float = Field(150, ge=0, description="longer steps are split so that others may pass; 0: never")
     decode_batch: int = Field(4, ge=1, le=64, description="latents decoded together")
     encode_batch: int = Field(8, ge=1, le=64, description="prompts encoded together")
 
