@@ -2,8 +2,8 @@
 
     python -m benchmarks.scheduler [--table FILE] [--requests 400] [--seeds 3] [--exact-load] [--hard] [--json FILE]
 
-Takes seconds and gives the same figures on every machine. One GPU, sizes 512/768/1024/1536 px at 30/20/40/10 %, 8 steps;
-a request has `alpha` times its time alone on the GPU (steps and decoding). Load 1.0 is what the GPU could do without
+Takes seconds, the same figures on every machine. One GPU, sizes 512/768/1024/1536 px at 30/20/40/10 %, 8 steps; a
+request has `alpha` times its time alone on the GPU (steps and decoding). Load 1.0 is what the GPU could do without
 batching. Traces are drawn at that rate, and begin with an idle GPU; with `--exact-load` their gaps are scaled, so that
 the work in a trace is exactly the load times its length. With `--hard` what is late is dropped, as with an explicit
 `deadline_ms`; what is dropped is a miss.

@@ -9,10 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor
-
 from serve.assets.store import LocalAssets
-from serve.engine.decode import Pixels
 from serve.engine.engine import Engine
 from serve.engine.generator import Generator
 from serve.engine.open import Placement, open_engine, open_text_encoder
@@ -84,11 +81,7 @@ def _load(
 ) -> tuple[LocalBackend, Engine]:
     placement = Placement.choose(settings)
     engine = open_engine(settings, folder, placement)
-
-    async def decode(latents: Tensor) -> Pixels:
-        return (await engine.decode([latents]))[0]
-
-    generator = Generator(engine, decode, assets, files)
+    generator = Generator(engine, assets, files)
     return LocalBackend(open_text_encoder(settings, folder, placement), generator, texts), engine
 
 
@@ -106,6 +99,5 @@ def _beat(service: Dispatcher, settings: Settings, engine: Engine) -> None:
         role="denoiser",
         phase=Phase.READY,
         slots=settings.scheduler.window,
-        step_times=engine.times.to_table(),
     )
-    service.heartbeat(denoiser)
+    service.heartbeat(engine.report(denoiser, settings.cap_px))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, model_validator
 
 EMBEDDED = "embedded"
 EMBEDDED_FOLDER = Path(__file__).parent / "engine" / "tiny"
@@ -72,6 +72,7 @@ class Settings(_Section):
     log_format: Literal["console", "json"] = "console"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    vram_limit: ByteSize | None = Field(None, ge=1 << 20, description="of the GPU's memory, for one Denoiser: '24GB'")
     threads: int = Field(1, ge=1, le=256, description="CPU threads of one GPU replica's tensor work")
     default_size_px: Pixels | None = Field(None, description="side of a picture when none is asked for")
     max_side_px: Pixels | None = None

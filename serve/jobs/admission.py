@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from serve.errors import DeadlineInfeasible, NotReady, QueueFull
+from serve.errors import DeadlineInfeasible, NotReady, QueueFull, TooLargeForMemory
 from serve.jobs.estimate import seconds_until_done, solo_seconds
 from serve.jobs.fleet import Fleet
 from serve.jobs.job import Job
@@ -26,11 +26,17 @@ class Admission:
     arriving: Mapping[str, str]
 
     def check(self, submission: Submission, was_ready: bool) -> None:
-        """Raises NotReady, QueueFull or DeadlineInfeasible. A service that was ready once queues through recoveries."""
+        """Raises NotReady, TooLargeForMemory, QueueFull or DeadlineInfeasible.
+
+        A service that was ready once queues through recoveries.
+        """
         if not was_ready:
             phase, _ = self.fleet.starting()
             hint = "try again when /readyz answers 200"
             raise NotReady(f"the service is starting: {phase}", hint=hint, retry_after=5)
+        request = submission.request
+        if (largest_px := self.fleet.largest_px(request)) is not None:
+            raise TooLargeForMemory.of(request.width, request.height, largest_px)
         user = submission.user
         waiting = len(self.queue) + len(self.arriving)
         mine = self.queue.waiting_of(user) + sum(owner == user for owner in self.arriving.values())

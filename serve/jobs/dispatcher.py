@@ -275,13 +275,15 @@ class Dispatcher:
     def _deadline_in(self, job: Job) -> float:
         now = self._clock()
         if not job.hard_deadline:
+            priority = self._queue.highest() or job.submission.priority
             job.deadline = self._soft_deadlines.place(
-                job.submission.priority,
+                priority,
                 job.deadline,
                 alone_s=job.image_seconds * job.submission.request.n,
                 image_s=job.image_seconds,
                 now=now,
                 replicas=self._fleet.ready("denoiser"),
+                owed=priority != job.submission.priority,
             )
         return job.deadline - now
 

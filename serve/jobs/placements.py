@@ -8,6 +8,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from serve.errors import DeviceLost
 from serve.jobs.fleet import Backend, Fleet, ReplicaGone
 from serve.jobs.job import Job
 from serve.messages import Generated, Task
@@ -50,7 +51,7 @@ class Placements:
     def place(self, job: Job, image: int, deadline_in: Callable[[], float]) -> bool:
         """False when there is no room for it."""
         task_id = f"{job.id}-{image}.{job.attempt}"
-        replica_id = self._fleet.place(task_id, alone=job.losses > 0)
+        replica_id = self._fleet.place(task_id, job.submission.request, alone=job.losses > 0)
         if replica_id is None:
             return False
         if job.embeddings is None:
@@ -99,6 +100,9 @@ class Placements:
         except asyncio.CancelledError:
             if not placement.lost:
                 raise
+            self._outcomes.lost(placement)
+        except DeviceLost:
+            self.lose(task.replica_id)
             self._outcomes.lost(placement)
         except ReplicaGone as gone:
             if gone.replica_id is not None:

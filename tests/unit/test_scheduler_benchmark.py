@@ -1,4 +1,4 @@
-"""What the policies reach on the seeded traces of the benchmark, whose clock is virtual: the same figures everywhere."""
+"""What the policies reach on the seeded traces of the benchmark: its clock is virtual, its figures always the same."""
 
 from __future__ import annotations
 
