@@ -6,9 +6,8 @@ import asyncio
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
 import structlog
 import torch
@@ -16,35 +15,16 @@ from torch import Tensor
 
 from serve.engine.decode import Decoder
 from serve.engine.flight import Drawn, Flight, Generation, OnStep, Outcome
+from serve.engine.forward import Transformer, velocities
 from serve.engine.memory import Memory
 from serve.engine.schedule import Entry, Policy, Shape
 from serve.engine.turns import Turn, Turns
-from serve.engine.zimage import Caption, Row, Schedule, pad_length
+from serve.engine.zimage import pad_length
 from serve.errors import DeadlineExceeded, DeviceLost, OutOfMemory, ZImageError
 from serve.messages import Phase, ReplicaState
 from serve.step_times import StepTimes
 
 log = structlog.get_logger()
-
-
-class Transformer(Protocol):
-    """The model as the loop uses it (`zimage.py`)."""
-
-    device: torch.device
-
-    def noise(self, seed: int, height: int, width: int) -> Tensor: ...
-
-    def caption(self, embeddings: Tensor) -> Caption: ...
-
-    def schedule(self, steps: int, image_tokens: int) -> Schedule: ...
-
-    def segments(self, rows: list[Row], parts: int) -> Iterator[Tensor]:
-        """One forward over rows of one shape in exactly `parts` of about equal time.
-
-        Yields after each, last of all the velocity [B, N, 4 * C], the same numbers for any `parts`. Between two parts
-        other forwards may run, and the rest may be left undone.
-        """
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +206,7 @@ class Engine:
             if flight.started_at == 0:
                 flight.started_at = time.time()
                 flight.on_step(0, None)
-        return _Step(turn, flights, self._velocities(flights, turn.parts), needed)
+        return _Step(turn, flights, velocities(self.transformer, flights, turn.parts), needed)
 
     def _leave(self, step: _Step) -> None:
         self.memory.release(step.reserved)
@@ -237,7 +217,7 @@ class Engine:
         self._beat = started = self.clock()
         turn, failure = step.turn, None
         try:
-            velocities = next(step.work)
+            moves = next(step.work)
             self._synchronize()
         except Exception as error:
             failure = error
@@ -249,9 +229,9 @@ class Engine:
             if isinstance(failure, torch.OutOfMemoryError) and len(step.flights) > 1:
                 self.memory.did_not_fit(turn.batch[0].shape, len(step.flights))
             self._recover(step.flights, failure, self._step_again)
-        elif velocities is not None:
+        elif moves is not None:
             self._leave(step)
-            self._finish(step, velocities)
+            self._finish(step, moves)
 
     def _step_again(self, flights: list[Flight]) -> None:
         turn = Turn([flight.entry for flight in flights if flight.entry.id in self._flights])
@@ -259,11 +239,11 @@ class Engine:
         if step is not None:  # else it waits for the memory of the paused step, and is chosen again
             self._advance(step)
 
-    def _finish(self, step: _Step, velocities: list[Tensor]) -> None:
+    def _finish(self, step: _Step, moves: list[Tensor]) -> None:
         shape = step.flights[0].entry.shape
         self.times.observe_step(shape.tokens, shape.rows * len(step.flights), step.seconds)
         arrived = list[Flight]()
-        for flight, velocity in zip(step.flights, velocities, strict=True):
+        for flight, velocity in zip(step.flights, moves, strict=True):
             if flight.entry.id not in self._flights:
                 continue  # it left between two parts
             try:
@@ -314,19 +294,6 @@ class Engine:
         for flight, pixels in zip(flights, pictures, strict=True):
             del self._flights[flight.entry.id]
             flight.outcome.result(Drawn(pixels, flight.started_at, flight.denoise_s, seconds))
-
-    def _velocities(self, flights: list[Flight], parts: int) -> Iterator[list[Tensor] | None]:
-        """dx/dσ [N, 4 * C] per flight: in one forward where all captions of a request have the same length."""
-        columns = [list(column) for column in zip(*(flight.rows() for flight in flights), strict=True)]
-        together = len({column[0].caption.length for column in columns}) == 1
-        batches = [[row for column in columns for row in column]] if together else columns
-        forwards = [self.transformer.segments(rows, parts) for rows in batches]
-        progress = zip(*forwards, strict=True)
-        for _ in range(parts - 1):
-            next(progress)
-            yield None
-        outputs = next(progress)
-        yield _guided(flights, outputs[0].chunk(len(columns)) if together else outputs)
 
     def _synchronize(self) -> None:
         if self.transformer.device.type == "cuda":
@@ -384,14 +351,3 @@ class Engine:
         log.error("the device is lost", exc_info=error)
         for flight in list(self._flights.values()):
             self._fail(flight, DeviceLost("the device of this replica is lost"))
-
-
-def _guided(flights: list[Flight], per_caption: Sequence[Tensor]) -> list[Tensor]:
-    """Guided ones combine two rows as diffusers does."""
-    if len(per_caption) == 1:
-        return list(per_caption[0])
-    positive, negative = per_caption
-    return [
-        pos + flight.generation.guidance * (pos - neg)
-        for flight, pos, neg in zip(flights, positive, negative, strict=True)
-    ]

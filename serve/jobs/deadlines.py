@@ -37,7 +37,9 @@ class SoftDeadlines:
 
         One that is placed before a higher class because its own is `owed` its share is given with `priority` that
         class, and its deadline: else it would lose on the replica what it was given in the queue, and hold a slot for
-        as long. Successive deadlines of a class lie half an image apart: more than the delays between here and a replica.
+        as long.
+
+        Successive deadlines of a class lie half an image apart: more than the delays between here and a replica.
         """
         from_now = self.accept(priority, alone_s, now)
         deadline = accepted
