@@ -31,7 +31,8 @@ from pathlib import Path
 
 from serve.engine import codec
 from serve.engine.embeddings import RememberingEncoder
-from serve.engine.engine import Engine, Generation
+from serve.engine.engine import Engine
+from serve.engine.flight import Generation
 from serve.engine.open import Placement, open_engine, open_text_encoder
 from serve.settings import EMBEDDED_FOLDER, Settings
 
@@ -77,9 +78,8 @@ class Bare:
             alone=False,
             preview_steps=frozenset(),
         )
-        denoised = await self.engine.denoise(generation, lambda *_: None)
-        (pixels,) = await self.engine.decode([denoised.latents])
-        await loop.run_in_executor(self.files, codec.encode, pixels, "png")
+        drawn = await self.engine.draw(generation, lambda *_: None)
+        await loop.run_in_executor(self.files, codec.encode, drawn.pixels, "png")
 
 
 @dataclass(frozen=True, slots=True)

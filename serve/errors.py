@@ -61,6 +61,18 @@ class InvalidRequest(ZImageError):
     status, code, type = 400, "invalid_value", "invalid_request_error"
 
 
+class TooLargeForMemory(InvalidRequest):
+    """A picture that no replica's memory can take. `largest_px` is the side of the largest square that fits."""
+
+    @classmethod
+    def of(cls, width: int, height: int, largest_px: int) -> TooLargeForMemory:
+        return cls(
+            f"size {width}x{height} does not fit into the GPU's memory",
+            param="size",
+            hint=f"the largest that fits is {largest_px}x{largest_px}, or as many pixels",
+        )
+
+
 class PromptTooLong(InvalidRequest):
     code = "prompt_too_long"
 
@@ -135,6 +147,18 @@ class JobCanceled(Unavailable):
     """The job was cancelled by someone else while a caller waited for its picture."""
 
     code = "job_canceled"
+
+
+class OutOfMemory(ZImageError):
+    """The device had no memory left for this one request, though it had been measured to fit."""
+
+    code = "out_of_memory"
+
+
+class DeviceLost(ZImageError):
+    """The device of a replica answers no more: the replica is replaced, and its jobs go back to the queue."""
+
+    code = "device_lost"
 
 
 class ReplicaLost(ZImageError):

@@ -9,11 +9,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor
-
 from serve.assets.open import check_assets, open_assets
 from serve.assets.store import AssetStore
-from serve.engine.decode import Pixels
 from serve.engine.embeddings import RememberingEncoder
 from serve.engine.engine import Engine
 from serve.engine.generator import Generator
@@ -89,11 +86,7 @@ def _load(
 ) -> tuple[LocalBackend, Engine]:
     placement = Placement.choose(settings)
     engine = open_engine(settings, folder, placement)
-
-    async def decode(latents: Tensor) -> Pixels:
-        return (await engine.decode([latents]))[0]
-
-    generator = Generator(engine, decode, assets, files, settings)
+    generator = Generator(engine, assets, files, settings)
     return LocalBackend(open_text_encoder(settings, folder, placement), generator, texts), engine
 
 
@@ -112,6 +105,5 @@ def _beat(service: Dispatcher, settings: Settings, engine: Engine, identity: str
         phase=Phase.READY,
         engine=identity,
         slots=settings.scheduler.window,
-        step_times=engine.times.to_table(),
     )
-    service.heartbeat(denoiser)
+    service.heartbeat(engine.report(denoiser, settings.cap_px))

@@ -276,8 +276,9 @@ TaskReport = TaskStepped | TaskPreview
 
 
 class Phase(StrEnum):
-    """What a replica is doing on its way to serving."""
+    """What a replica is doing on its way to serving; one whose device is lost is on no way."""
 
+    LOST = "device lost"
     STARTING = "starting"
     LOADING = "loading weights"
     WARMING_UP = "warming up"
@@ -290,6 +291,9 @@ class ReplicaState:
 
     Denoisers with the same `engine` draw the same pictures: it names weights, code, device and precision. Empty is
     unknown, and nothing is cached then.
+
+    VRAM in bytes: `used` by tensors, `reserved` by the process, `total` that it may use; None on a CPU. `max_px` is the
+    side of the largest square that fits into it, with guidance `max_guided_px`; None where memory is no limit.
     """
 
     replica_id: str
@@ -301,7 +305,15 @@ class ReplicaState:
     slots: int = 0
     step_times: dict[str, dict[str, float]] = field(default_factory=dict)
     vram_used: int | None = None
+    vram_reserved: int | None = None
     vram_total: int | None = None
+    max_px: int | None = None
+    max_guided_px: int | None = None
+
+    def takes(self, request: ImageRequest) -> bool:
+        """Whether its memory can."""
+        largest = self.max_guided_px if request.guided else self.max_px
+        return largest is None or request.width * request.height <= largest**2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,7 @@ from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ByteSize, ConfigDict, Field, model_validator
 
 EMBEDDED = "embedded"
 EMBEDDED_FOLDER = Path(__file__).parent / "engine" / "tiny"
@@ -62,8 +62,9 @@ class CacheSettings(_Section):
 class SchedulerSettings(_Section):
     """Who takes the next denoising step on a replica."""
 
-    policy: Literal["edf", "fifo"] = "edf"
+    policy: Literal["edf", "fifo", "static", "round_robin"] = "edf"
     max_batch: int = Field(4, ge=1, le=64, description="images in one step; only where batching is measured to pay")
+    split_step_ms: float = Field(150, ge=0, description="longer steps are split so that others may pass; 0: never")
     decode_batch: int = Field(4, ge=1, le=64, description="latents decoded together")
     encode_batch: int = Field(8, ge=1, le=64, description="prompts encoded together")
 
@@ -156,6 +157,7 @@ class Settings(_Section):
     log_format: Literal["console", "json"] = "console"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    vram_limit: ByteSize | None = Field(None, ge=1 << 20, description="of the GPU's memory, for one Denoiser: '24GB'")
     threads: int = Field(1, ge=1, le=256, description="CPU threads of one GPU replica's tensor work")
     default_size_px: Pixels | None = Field(None, description="side of a picture when none is asked for")
     max_side_px: Pixels | None = None

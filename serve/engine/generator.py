@@ -1,35 +1,30 @@
-"""One task from embeddings to a stored picture: denoise, decode, encode a file, store it."""
+"""One task from embeddings to a stored picture: draw, encode a file, store it."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
-
-from torch import Tensor
 
 from serve.assets.metadata import describe, parameters
 from serve.assets.store import AssetStore
 from serve.engine import codec
 from serve.engine.decode import Pixels
-from serve.engine.engine import Engine, Generation
+from serve.engine.engine import Engine
+from serve.engine.flight import Generation
 from serve.engine.text import Embedding
 from serve.messages import Generated, StoredImage, Task, TaskPreview, TaskReport, TaskStepped
 from serve.settings import Settings
 
-Decode = Callable[[Tensor], Awaitable[Pixels]]
 Report = Callable[[TaskReport], None]
 
 
 @dataclass(slots=True)
 class Generator:
-    """`decode` turns one picture's latents into pixels: batched by Ray Serve in a replica, directly without it."""
-
     engine: Engine
-    decode: Decode
     assets: AssetStore
     files: ThreadPoolExecutor
     settings: Settings
@@ -44,19 +39,15 @@ class Generator:
             if preview is not None:
                 loop.call_soon_threadsafe(previews.begin, preview)
 
-        generation = self._generation(task, embedding, negative)
-        denoised = await self.engine.denoise(generation, on_step)
-        started = time.perf_counter()
-        pixels = await self.decode(denoised.latents)
-        decoded = time.perf_counter()
+        drawn = await self.engine.draw(self._generation(task, embedding, negative), on_step)
         await previews.finish()
-        image = await self._store(task, pixels)
+        image = await self._store(task, drawn.pixels)
         return Generated(
             image=image,
-            started_at=denoised.started_at,
+            started_at=drawn.started_at,
             encode_s=embedding.seconds,
-            denoise_s=denoised.denoise_s,
-            decode_s=decoded - started,
+            denoise_s=drawn.denoise_s,
+            decode_s=drawn.decode_s,
         )
 
     def _generation(self, task: Task, embedding: Embedding, negative: Embedding | None) -> Generation:

@@ -13,6 +13,7 @@ from transformers import AutoModel
 from serve.engine.decode import Decoder
 from serve.engine.embeddings import RememberingEncoder
 from serve.engine.engine import Engine
+from serve.engine.memory import CudaMeter, Memory
 from serve.engine.schedule import POLICIES
 from serve.engine.text import TextEncoder
 from serve.engine.warmup import warm_up
@@ -59,10 +60,37 @@ def open_engine(
 ) -> Engine:
     """Loads, warms up and starts; `report` gets the fraction of the warm-up that is done."""
     torch.set_num_threads(settings.threads)
-    transformer, decoder = load_transformer(folder, placement), load_decoder(folder, placement)
+    limit = settings.vram_limit
+    meter = CudaMeter(placement.device, limit) if placement.device.type == "cuda" else None
+    try:
+        transformer, decoder = load_transformer(folder, placement), load_decoder(folder, placement)
+        memory = Memory(meter)
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(
+            f"the weights of the denoiser do not fit into the GPU's memory{f', limited to {limit}' if limit else ''}",
+            hint="raise vram_limit, or use a larger GPU",
+        ) from error
+    return start(settings, transformer, decoder, memory, report)
+
+
+def start(
+    settings: Settings,
+    transformer: ZImageTransformer,
+    decoder: Decoder,
+    memory: Memory,
+    report: Callable[[float], None] = lambda _: None,
+) -> Engine:
     scheduler = settings.scheduler
-    times = warm_up(transformer, decoder, settings.warmup_px, scheduler.max_batch, report)
-    engine = Engine(transformer, decoder, POLICIES[scheduler.policy](times, scheduler.max_batch), times)
+    times = warm_up(transformer, decoder, memory, settings.warmup_px, scheduler.max_batch, report)
+    engine = Engine(
+        transformer,
+        decoder,
+        POLICIES[scheduler.policy](times, scheduler.max_batch),
+        times,
+        memory,
+        split_s=scheduler.split_step_ms / 1e3,
+        decode_batch=scheduler.decode_batch,
+    )
     engine.start()
     return engine
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from serve.errors import DeviceLost
 from serve.jobs.fleet import Backend, Fleet, ReplicaGone
 from serve.jobs.job import Job
 from serve.messages import Generated, Task
@@ -58,7 +59,8 @@ class Placements:
     def place(self, job: Job, image: int, deadline_in: Callable[[], float], *, sole: bool) -> bool:
         """False when there is no room for it; `sole` while nothing else is anywhere."""
         task_id = f"{job.id}-{image}.{job.attempt}"
-        replica_id = self._fleet.place(task_id, alone=job.losses > 0 or job.crashes > 0, sole=sole)
+        alone = job.losses > 0 or job.crashes > 0
+        replica_id = self._fleet.place(task_id, job.submission.request, alone=alone, sole=sole)
         if replica_id is None:
             return False
         task = Task(
@@ -113,6 +115,9 @@ class Placements:
         except asyncio.CancelledError:
             if not placement.lost:
                 raise
+            self._outcomes.lost(placement)
+        except DeviceLost:
+            self.lose(task.replica_id)
             self._outcomes.lost(placement)
         except ReplicaGone as gone:
             if gone.replica_id is not None:

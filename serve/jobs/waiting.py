@@ -92,13 +92,15 @@ class WaitingRoom:
         """Seconds from now by which an image that is placed now should be done."""
         now, deadline = self._clock(), job.deadline
         if not job.hard_deadline:
+            priority = self._queue.highest() or job.submission.priority
             deadline = self._soft_deadlines.place(
-                job.submission.priority,
+                priority,
                 deadline,
                 alone_s=job.image_seconds * job.submission.request.n,
                 image_s=job.image_seconds,
                 now=now,
                 replicas=self._fleet.ready("denoiser"),
+                owed=priority != job.submission.priority,
             )
         return deadline - now
 

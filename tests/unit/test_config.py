@@ -94,7 +94,7 @@ def test_unknown_key(config: Path, old: str, new: str, key: str, message: str):
         ("threads: 1", "default_size_px: 100", "args.default_size_px", "multiple of 16"),
         ("threads: 1", "default_size_px: 512", "args", "default_size_px 512 is over max_side_px 256"),
         ("threads: 1", "quality_steps: {best: 9}", "args.quality_steps.best", "should be 'low'"),
-        ("threads: 1", "scheduler: {policy: lifo}", "args.scheduler.policy", "'edf' or 'fifo'"),
+        ("threads: 1", "scheduler: {policy: lifo}", "args.scheduler.policy", "'edf', 'fifo', 'static' or"),
         (
             "{min_replicas: 1, max_replicas: 1}",
             "{min_replicas: 3, max_replicas: 1}",
