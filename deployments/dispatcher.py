@@ -6,12 +6,15 @@ import secrets
 
 from ray.serve.handle import DeploymentHandle
 
+from deployments.host import bound_host
 from deployments.remote import RemoteBackend
 from serve import logs
+from serve.access.keys import ApiKey
 from serve.jobs.dispatcher import Dispatcher as Jobs
 from serve.jobs.outbox import Outbox
 from serve.jobs.store import store_of
 from serve.messages import Event, JobQuery, JobView, ReplicaState, ServiceStatus, Submission, TaskReport
+from serve.quota import Usage
 from serve.settings import Settings
 
 POLL_S = 2.0  # short enough not to hold up a shutdown
@@ -22,6 +25,7 @@ class Dispatcher:
         logs.configure(settings.log_format)
         self._jobs = Jobs(settings, RemoteBackend(text_encoder, denoiser), store_of(settings))
         await self._jobs.open()
+        await self._jobs.check_way_in(await bound_host())
         self._epoch = secrets.token_hex(8)
         self._outboxes: dict[str, Outbox] = {}
 
@@ -56,6 +60,18 @@ class Dispatcher:
 
     async def status(self) -> ServiceStatus:
         return await self._jobs.status()
+
+    async def usage(self, user: str) -> Usage:
+        return await self._jobs.usage(user)
+
+    async def api_keys(self) -> list[ApiKey]:
+        return await self._jobs.api_keys()
+
+    async def add_api_key(self, key: ApiKey) -> None:
+        await self._jobs.add_api_key(key)
+
+    async def revoke_api_key(self, key_id: str) -> ApiKey:
+        return await self._jobs.revoke_api_key(key_id)
 
     # --- from Ray Serve
 

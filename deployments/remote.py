@@ -19,6 +19,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError, TaskCancelledE
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
+from serve.access.keys import ApiKey
 from serve.errors import NotFound, StaleWriter, Unavailable, ZImageError
 from serve.jobs.fleet import ReplicaGone
 from serve.messages import (
@@ -34,6 +35,7 @@ from serve.messages import (
     TaskReport,
     Terminal,
 )
+from serve.quota import Usage
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -202,6 +204,21 @@ class RemoteService:
     async def status(self) -> ServiceStatus:
         status: ServiceStatus = await self._call(self._dispatcher.status.remote)
         return status
+
+    async def usage(self, user: str) -> Usage:
+        usage: Usage = await self._call(lambda: self._dispatcher.usage.remote(user))
+        return usage
+
+    async def api_keys(self) -> list[ApiKey]:
+        keys: list[ApiKey] = await self._call(self._dispatcher.api_keys.remote)
+        return keys
+
+    async def add_api_key(self, key: ApiKey) -> None:
+        await self._call(lambda: self._dispatcher.add_api_key.remote(key))
+
+    async def revoke_api_key(self, key_id: str) -> ApiKey:
+        key: ApiKey = await self._call(lambda: self._dispatcher.revoke_api_key.remote(key_id))
+        return key
 
     async def _subscribe(self, job_id: str) -> _Mailbox:
         mailbox = self._mailboxes[job_id] = _Mailbox()

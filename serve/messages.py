@@ -7,6 +7,7 @@ from enum import StrEnum
 from typing import Literal
 
 from serve.errors import ZImageError
+from serve.quota import Amount, Quota
 
 ImageFormat = Literal["png", "jpeg", "webp"]
 Priority = Literal["interactive", "standard", "batch"]
@@ -42,10 +43,19 @@ class ImageRequest:
     def image_tokens(self) -> int:
         return (self.width // 16) * (self.height // 16)
 
+    @property
+    def amount(self) -> Amount:
+        """What it takes from a quota."""
+        rows = self.n * (2 if self.guided else 1)
+        return Amount(images=self.n, pixel_steps=self.width * self.height * self.steps * rows)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Submission:
-    """A request on its way into the queue. `job_id` is a ULID minted by the caller: submitting it twice is one job."""
+    """A request on its way into the queue. `job_id` is a ULID minted by the caller: submitting it twice is one job.
+
+    `quota` is the user's at this moment; None where access is open, and nothing is counted.
+    """
 
     job_id: str
     request: ImageRequest
@@ -57,6 +67,7 @@ class Submission:
     idempotency_key: str | None = None
     body_sha256: str | None = None
     parent_id: str | None = None
+    quota: Quota | None = None
 
 
 class JobStatus(StrEnum):

@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from serve.access_settings import AccessSettings
+
 EMBEDDED = "embedded"
 EMBEDDED_FOLDER = Path(__file__).parent / "engine" / "tiny"
 
@@ -86,6 +88,7 @@ class Settings(_Section):
     scheduler: SchedulerSettings = SchedulerSettings()
     limits: LimitSettings = LimitSettings()
     timeouts: TimeoutSettings = TimeoutSettings()
+    access: AccessSettings = AccessSettings()
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> Settings:

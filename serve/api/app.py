@@ -6,14 +6,19 @@ import time
 
 from fastapi import FastAPI
 
+from serve.access.authenticate import Authenticator
+from serve.access.keys import KeyRing, pepper_of
+from serve.access.sessions import Sessions
+from serve.api import admin_keys, errors, events, jobs, me, openai, ops, ws
 from serve.api import assets as pictures
-from serve.api import errors, events, jobs, openai, ops, ws
 from serve.api.deps import Door
 from serve.api.docs import DocumentedApp
 from serve.api.envelope import Envelope
+from serve.api.gate import Gate
 from serve.assets.links import open_links
 from serve.assets.store import AssetStore
 from serve.jobs.service import ImageService
+from serve.secret import derived, secret_of
 from serve.settings import Settings
 from serve.tokens import PromptTokens
 
@@ -25,8 +30,13 @@ def create_app(
     settings: Settings,
     *,
     echo_request_id: bool = True,
+    exposed: bool = False,
 ) -> FastAPI:
-    """`echo_request_id=False` behind Ray Serve, which puts the request's X-Request-ID on the answer itself."""
+    """`echo_request_id=False` behind Ray Serve, which puts the request's X-Request-ID on the answer itself.
+
+    `exposed` where other machines can reach the service.
+    """
+    access = _authenticator(service, settings, exposed)
     app = DocumentedApp(title="Z-Image serving", version="1", redoc_url=None, redirect_slashes=False)
     app.state.door = Door(
         service=service,
@@ -34,10 +44,24 @@ def create_app(
         prompts=prompts,
         links=open_links(settings),
         settings=settings,
+        access=access,
         opened_at=int(time.time()),
     )
-    for concern in (openai, jobs, events, ws, pictures, ops):
+    for concern in (openai, jobs, events, ws, pictures, me, admin_keys, ops):
         app.include_router(concern.router)
     errors.install(app)
+    app.add_middleware(
+        Gate,
+        access=access,
+        usage=service.usage,
+        metrics_token=settings.access.metrics_token,
+        exposed=exposed and settings.access.mode != "open",
+    )
     app.add_middleware(Envelope, echo=echo_request_id)
     return app
+
+
+def _authenticator(service: ImageService, settings: Settings, exposed: bool) -> Authenticator:
+    keys = KeyRing(service.api_keys, pepper_of(settings))
+    sessions = Sessions(derived(secret_of(settings), "sessions"), settings.access.session_ttl_s)
+    return Authenticator(settings.access, keys, sessions, exposed=exposed)

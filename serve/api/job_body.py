@@ -36,8 +36,9 @@ def resolve_job(door: Door, body: JobBody, unknown: list[str], parent_id: str | 
         request=resolved.request,
         prompt_tokens=resolved.prompt_tokens,
         user=door.user,
-        priority=body.priority or "standard",
+        priority=door.caller.priority(body.priority, "standard"),
         deadline_ms=body.deadline_ms,
+        quota=door.caller.quota,
         previews=body.previews or 0,
         parent_id=parent_id,
     )

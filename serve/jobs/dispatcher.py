@@ -11,12 +11,14 @@ from typing import Any, TypeVar
 
 import structlog
 
+from serve.access.keys import ApiKey
 from serve.errors import DeadlineExceeded, NotFound, ReplicaLost, StaleWriter, ZImageError
 from serve.jobs.admission import Admission
 from serve.jobs.deadlines import SoftDeadlines
 from serve.jobs.estimate import etas, seconds_until_done, solo_seconds
 from serve.jobs.fleet import Backend, Fleet
 from serve.jobs.job import Job, Listener
+from serve.jobs.keys import check_way_in
 from serve.jobs.placements import Placement, Placements
 from serve.jobs.queue import JobQueue
 from serve.jobs.record import JobRecord
@@ -43,6 +45,7 @@ from serve.messages import (
     TaskReport,
     Terminal,
 )
+from serve.quota import Usage
 from serve.settings import Settings
 
 log = structlog.get_logger()
@@ -102,6 +105,10 @@ class Dispatcher:
         except StaleWriter:
             self._stop()
             raise
+
+    async def check_way_in(self, host: str) -> None:
+        """Raises ConfigError for a service that is to be reached at `host`, and that nobody could enter."""
+        await check_way_in(self._settings, host, self._store.keys)
 
     # --- ImageService
 
@@ -173,6 +180,18 @@ class Dispatcher:
             eta_seconds=seconds_until_done((job.seconds_left() for job in active), 0.0, denoisers),
             uptime_s=self._clock() - self._opened,
         )
+
+    async def usage(self, user: str) -> Usage:
+        return await self._store.usage(user, time.time())
+
+    async def api_keys(self) -> list[ApiKey]:
+        return await self._store.keys.all()
+
+    async def add_api_key(self, key: ApiKey) -> None:
+        await self._store.keys.add(key)
+
+    async def revoke_api_key(self, key_id: str) -> ApiKey:
+        return await self._store.keys.revoke(key_id, time.time())
 
     async def listen(self, job_id: str, listener: Listener, after: int) -> Job:
         """Replays what was missed, then passes on what comes. Raises NotFound."""

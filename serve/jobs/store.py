@@ -14,10 +14,13 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from serve.errors import ConfigError, IdempotencyKeyReused, StaleWriter
+from serve.jobs import usage
 from serve.jobs.commits import Batch, GroupCommit, Outcome
+from serve.jobs.keys import SqlKeys
 from serve.jobs.record import JobRecord, first_row, from_row, searchable, state_row
 from serve.jobs.tables import jobs, migrate, writer
 from serve.messages import JobQuery, Submission
+from serve.quota import Usage
 from serve.settings import Settings
 
 KEYS_KEPT_S = 24 * 3600
@@ -65,6 +68,12 @@ class JobStore(Protocol):
     async def prune(self, ended_before: float) -> None:
         """Forgets jobs that ended before this Unix time."""
 
+    async def usage(self, user: str, at: float) -> Usage:
+        """What the user has drawn in the minute and the day around this Unix time, jobs on their way included."""
+
+    @property
+    def keys(self) -> SqlKeys: ...
+
 
 class SqlJobStore:
     """A JobStore on SQLAlchemy Core; `url` names an async driver."""
@@ -72,8 +81,14 @@ class SqlJobStore:
     def __init__(self, url: str) -> None:
         self._engine = _engine(url)
         self._writing = self._engine.execution_options(writes=True)
+        self.keys = SqlKeys(self._engine)
         self._epoch = 0
         self._writes: GroupCommit | None = None
+
+    async def prepare(self) -> None:
+        """Creates or migrates the tables, and leaves the writer alone."""
+        async with self._writing.begin() as connection:
+            await connection.run_sync(migrate)
 
     async def open(self) -> None:
         async with self._writing.begin() as connection:
@@ -141,6 +156,10 @@ class SqlJobStore:
         self._batch.ended_before = ended_before
         await self._batch.applying()
 
+    async def usage(self, user: str, at: float) -> Usage:
+        async with self._engine.connect() as connection:
+            return await usage.used(connection, user, at)
+
     @property
     def _batch(self) -> Batch:
         assert self._writes is not None, "the store is not open"
@@ -155,10 +174,12 @@ class SqlJobStore:
             await self._fence(connection)
             if batch.ended_before is not None:
                 await connection.execute(delete(jobs).where(jobs.c.completed_at < batch.ended_before))
+                await usage.prune(connection, time.time())
             if batch.deletes:
                 await connection.execute(delete(jobs).where(jobs.c.id.in_(batch.deletes)))
             outcomes = await _add(connection, batch.adds) if batch.adds else []
             if batch.saves:
+                await usage.refund(connection, batch.saves.values())
                 rows = [state_row(record) | {"job_id": record.id} for record in batch.saves.values()]
                 await connection.execute(_SAVE, rows)
         return outcomes
@@ -223,7 +244,7 @@ async def _add(connection: AsyncConnection, records: list[JobRecord]) -> list[Ou
     rows = await connection.execute(_like(record.submission for record in records))
     seen = _seen(map(from_row, rows.mappings()))
     outcomes: list[Outcome] = []
-    new: list[dict[str, Any]] = []
+    new: list[JobRecord] = []
     for record in records:
         try:
             repeated = _repeated(record.submission, seen)
@@ -231,12 +252,13 @@ async def _add(connection: AsyncConnection, records: list[JobRecord]) -> list[Ou
             outcomes.append(error)
             continue
         if repeated is None:
-            new.append(first_row(record))
+            new.append(record)
             seen |= _seen([record])
         outcomes.append(repeated or record)
-    if new:
-        await connection.execute(insert(jobs), new)
-    return outcomes
+    refused = await usage.charge(connection, new)
+    if accepted := [first_row(record) for record in new if record.id not in refused]:
+        await connection.execute(insert(jobs), accepted)
+    return [refused.get(outcome.id, outcome) if isinstance(outcome, JobRecord) else outcome for outcome in outcomes]
 
 
 def _like(submissions: Iterable[Submission]) -> Select[Any]:
