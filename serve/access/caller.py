@@ -37,9 +37,14 @@ class Caller:
     def may(self, right: Right) -> bool:
         return self.via != "nobody" and right in GRANTS[self.role]
 
+    @property
+    def sees_all(self) -> bool:
+        """Whoever comes in while access is open does not find what others made while it was not."""
+        return self.admin and self.via != "open"
+
     def owns(self, user: str) -> bool:
         """Whether this one may see and change what belongs to `user`."""
-        return self.via != "nobody" and (self.admin or user == self.user)
+        return self.via != "nobody" and (self.sees_all or user == self.user)
 
     def priority(self, asked: Priority | None, default: Priority) -> Priority:
         """Raises Forbidden when a role that lacks `interactive` asks for it; as a default it becomes `standard`."""

@@ -59,7 +59,7 @@ class Door:
         """
         if asked is None or asked == self.user:
             return self.user
-        if not self.caller.admin:
+        if not self.caller.sees_all:
             raise Forbidden("only admins may list what is not their own", param="user", hint="leave user out")
         return None if asked == "*" else asked
 
