@@ -73,7 +73,7 @@ class LdapSettings(_Section):
     default_role: RoleName | None = Field(None, description="of users in no mapped group; none: refused")
     user_prefix: str = Field("ldap:", description="keeps these users apart from those of API keys")
     cache_s: float = Field(60, ge=0, le=3600, description="an accepted password is not asked again for this long")
-    timeout_s: float = Field(5, gt=0, le=60)
+    timeout_s: int = Field(5, ge=1, le=60)
 
     @model_validator(mode="after")
     def _is_whole(self) -> LdapSettings:

@@ -8,7 +8,9 @@ import hmac
 import re
 import secrets
 import ssl
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 THREADS = 4
 REMEMBERED = 10_000
 
+_REFUSALS = ("invalidCredentials", "noSuchObject", "invalidDNSyntax")
 _NAME = re.compile(r"[A-Za-z0-9._@-]{1,128}")
 _log = structlog.get_logger(__name__)
 
@@ -65,10 +68,9 @@ class Directory:
             dn = self._dn(user)
             if dn is None:
                 return None
-            connection = self._connect(dn, password)
-            if connection is None:
-                return None
-            with connection:
+            with self._bound(dn, password) as connection:
+                if connection is None:
+                    return None
                 groups = self._groups(connection, dn, user)
         except self._ldap3.core.exceptions.LDAPException as error:
             _log.error("the directory is not answering", error=f"{type(error).__name__}: {error}")
@@ -81,15 +83,15 @@ class Directory:
         settings = self._settings
         if settings.user_dn is not None:
             return settings.user_dn.replace("{user}", self._ldap3.utils.dn.escape_rdn(user))
-        connection = self._connect(settings.bind_dn, settings.bind_password)
-        if connection is None:
-            raise self._ldap3.core.exceptions.LDAPBindError(f"{settings.bind_dn} may not search")
-        with connection:
+        with self._bound(settings.bind_dn, settings.bind_password) as connection:
+            if connection is None:
+                raise self._ldap3.core.exceptions.LDAPBindError(f"{settings.bind_dn} may not search")
             found = self._search(connection, settings.search_base, settings.search_filter, user=user)
         return found[0] if len(found) == 1 else None
 
-    def _connect(self, dn: str | None, password: str | None) -> Connection | None:
-        """Bound, or None when the directory refuses the password."""
+    @contextmanager
+    def _bound(self, dn: str | None, password: str | None) -> Iterator[Connection | None]:
+        """A connection as this one, or None when the directory refuses the password. ldap3's own leaves sockets open."""
         connection = self._ldap3.Connection(
             self._server,
             dn,
@@ -98,16 +100,17 @@ class Directory:
             auto_referrals=False,
             receive_timeout=self._settings.timeout_s,
         )
-        connection.open()
-        if self._settings.start_tls:
-            connection.start_tls()
-        if not connection.bind():
-            refused = connection.result["description"]
-            connection.unbind()
-            if refused in ("invalidCredentials", "noSuchObject", "invalidDNSyntax"):
-                return None
-            raise self._ldap3.core.exceptions.LDAPBindError(refused)
-        return connection
+        try:
+            connection.open()
+            if self._settings.start_tls:
+                connection.start_tls()
+            bound = connection.bind()
+            if not bound and connection.result["description"] not in _REFUSALS:
+                raise self._ldap3.core.exceptions.LDAPBindError(connection.result["description"])
+            yield connection if bound else None
+        finally:
+            if connection.socket is not None:
+                connection.strategy.close()
 
     def _groups(self, connection: Connection, dn: str, user: str) -> list[str]:
         if self._settings.group_base is None:

@@ -45,8 +45,8 @@ def issuer(tmp_path_factory):
     shutil.copy(PROVIDER, folder)
     (folder / "node_modules").symlink_to((place / "node_modules").absolute())
     command = ["node", str(folder / PROVIDER.name)]
-    log = (folder / "log").open("w")
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True) as process:
+    piped = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with (folder / "log").open("w") as log, subprocess.Popen(command, stderr=log, **piped) as process:
         process.stdin.write(json.dumps({"port": port, "jwks": {"keys": [KEY.as_dict(private=True)]}}))
         process.stdin.close()
         assert process.stdout.readline().strip() == "listening", (folder / "log").read_text()
