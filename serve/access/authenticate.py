@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 from dataclasses import replace
 from typing import Any, cast
 
@@ -91,7 +90,7 @@ class Authenticator:
         assert self._ldap is not None
         try:
             user, colon, password = base64.b64decode(credentials, validate=True).decode().partition(":")
-        except (binascii.Error, UnicodeDecodeError):
+        except ValueError:  # not base64, or not UTF-8
             return None
         identity = await self._ldap.identify(user, password) if colon else None
         return None if identity is None else self._admit(identity.user, identity.role, "ldap")
