@@ -111,8 +111,10 @@ class Directory:
                 raise self._ldap3.core.exceptions.LDAPBindError(connection.result["description"])
             yield connection if bound else None
         finally:
-            if connection.socket is not None:
-                connection.strategy.close()
+            opened = connection.socket
+            if opened is not None:
+                connection.strategy.close()  # which leaves one open that never came through
+                opened.close()
 
     def _groups(self, connection: Connection, dn: str, user: str) -> list[str]:
         if self._settings.group_base is None:

@@ -3,32 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
-from pydantic import ConfigDict, Field
 
 from serve.access import keys
 from serve.access.keys import ApiKey
-from serve.access_settings import RoleName
 from serve.api.body import read_object
 from serve.api.deps import TheDoor
 from serve.api.docs import CREATE_KEY, KEYS, REVOKE_KEY
-from serve.api.generation import Body, parse
+from serve.api.generation import parse
 from serve.api.job_json import rfc3339
+from serve.api.key_body import KeyBody
 from serve.errors import InvalidRequest
 
 router = APIRouter(prefix="/v1/admin/keys", tags=["access"])
-
-
-class KeyBody(Body):
-    model_config = ConfigDict(title="NewKey")
-
-    name: str = Field(description="what the key is for, 1 to 64 printable ASCII characters")
-    role: RoleName = Field("user", description="admin, user, preset_only or viewer")
-    user: str | None = Field(None, description="whose jobs it makes and sees; default: the name")
-    expires_in_days: Annotated[int, Field(ge=1, le=3650)] | None = Field(None, description="1 to 3650")
 
 
 @router.get("", **KEYS)

@@ -9,6 +9,7 @@ from pydantic import BaseModel
 
 from serve.api.generation import GenerationBody
 from serve.api.job_body import JobBody
+from serve.api.key_body import KeyBody
 
 
 class FragmentBody(BaseModel):
@@ -156,6 +157,7 @@ KEYS: dict[str, Any] = {
 CREATE_KEY: dict[str, Any] = {
     "summary": "Make an API key, which is shown this once",
     "status_code": 201,
+    "openapi_extra": _body(KeyBody.model_json_schema()),
     "responses": {201: _json("the key"), **_errors(400, 401, 403, 413, 500, 503)},
 }
 REVOKE_KEY: dict[str, Any] = {"summary": "Revoke an API key", "responses": _errors(401, 403, 404, 500, 503)}
