@@ -139,7 +139,8 @@ class _Document:
             nested, unseen = _nested_model(field.annotation)
             if nested is None:
                 continue
-            entries = enumerate(inner) if isinstance(inner, list) else [(None, inner)]
+            by_name = get_origin(field.annotation) is dict and isinstance(inner, dict)
+            entries = inner.items() if by_name else enumerate(inner) if isinstance(inner, list) else [(None, inner)]
             for i, entry in entries:
                 place = (*at, key) if i is None else (*at, key, i)
                 check = self._check if unseen and isinstance(entry, dict) else self._unknown_keys

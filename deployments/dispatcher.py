@@ -9,8 +9,10 @@ import structlog
 from ray.serve.handle import DeploymentHandle
 
 from deployments import nodes
+from deployments.host import bound_host
 from deployments.remote import RemoteBackend
 from serve import logs
+from serve.access.keys import ApiKey
 from serve.api.webhooks import open_courier
 from serve.assets.open import open_assets
 from serve.jobs.dispatcher import Dispatcher as Jobs
@@ -28,6 +30,7 @@ from serve.messages import (
     Submission,
     TaskReport,
 )
+from serve.quota import Usage
 from serve.settings import Settings
 
 log = structlog.get_logger()
@@ -45,6 +48,7 @@ class Dispatcher:
         store = store_of(settings)
         self._jobs = Jobs(settings, RemoteBackend(text_encoder, denoiser), store, open_assets(settings))
         await self._jobs.open()
+        await self._jobs.check_way_in(await bound_host())
         self._webhooks = open_courier(settings, store)
         self._webhooks.open()
         self._outboxes = Outboxes(self._jobs)
@@ -85,7 +89,7 @@ class Dispatcher:
     async def find_assets(self, query: AssetQuery) -> list[AssetView]:
         return await self._jobs.find_assets(query)
 
-    async def delete_assets(self, user: str, ids: tuple[str, ...]) -> Deletion:
+    async def delete_assets(self, user: str | None, ids: tuple[str, ...]) -> Deletion:
         return await self._jobs.delete_assets(user, ids)
 
     async def delete_all_assets(self, user: str, confirm: int | None) -> Deletion:
@@ -93,6 +97,18 @@ class Dispatcher:
 
     async def status(self) -> ServiceStatus:
         return replace(await self._jobs.status(), warnings=self._warnings)
+
+    async def usage(self, user: str) -> Usage:
+        return await self._jobs.usage(user)
+
+    async def api_keys(self) -> list[ApiKey]:
+        return await self._jobs.api_keys()
+
+    async def add_api_key(self, key: ApiKey) -> None:
+        await self._jobs.add_api_key(key)
+
+    async def revoke_api_key(self, key_id: str) -> ApiKey:
+        return await self._jobs.revoke_api_key(key_id)
 
     # --- from Ray Serve
 

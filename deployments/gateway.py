@@ -9,9 +9,11 @@ from fastapi import FastAPI
 from ray.serve.handle import DeploymentHandle
 
 from deployments import nodes
+from deployments.host import bound_host
 from deployments.remote import RemoteService, detached
 from deployments.replica import replica_id
 from serve import logs
+from serve.access_settings import is_loopback
 from serve.api.app import create_app
 from serve.assets.open import open_assets
 from serve.settings import Settings
@@ -32,10 +34,18 @@ class Gateway:
         self._assets = open_assets(settings)
         self._prompts = PromptTokens(folder / "tokenizer")
         self._sweeping = detached(self._sweep_previews())
+        self._exposed = not is_loopback(await bound_host())
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Ray Serve's proxy puts the request id on every answer itself."""
-        return create_app(self._service, self._assets, self._prompts, self._settings, echo_request_id=False)
+        return create_app(
+            self._service,
+            self._assets,
+            self._prompts,
+            self._settings,
+            echo_request_id=False,
+            exposed=self._exposed,
+        )
 
     async def _sweep_previews(self) -> None:
         """Previews of jobs are kept for whoever joins late; all Gateways may sweep at once."""

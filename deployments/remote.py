@@ -21,6 +21,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError, TaskCancelledE
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
+from serve.access.keys import ApiKey
 from serve.errors import NotFound, StaleWriter, Unavailable, ZImageError
 from serve.jobs.fleet import ReplicaGone
 from serve.messages import (
@@ -41,6 +42,7 @@ from serve.messages import (
     TaskReport,
     Terminal,
 )
+from serve.quota import Usage
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -221,7 +223,7 @@ class RemoteService:
         views: list[AssetView] = await self._call(lambda: self._dispatcher.find_assets.remote(query))
         return views
 
-    async def delete_assets(self, user: str, ids: tuple[str, ...]) -> Deletion:
+    async def delete_assets(self, user: str | None, ids: tuple[str, ...]) -> Deletion:
         deletion: Deletion = await self._call(lambda: self._dispatcher.delete_assets.remote(user, ids))
         return deletion
 
@@ -232,6 +234,21 @@ class RemoteService:
     async def status(self) -> ServiceStatus:
         status: ServiceStatus = await self._call(self._dispatcher.status.remote)
         return status
+
+    async def usage(self, user: str) -> Usage:
+        usage: Usage = await self._call(lambda: self._dispatcher.usage.remote(user))
+        return usage
+
+    async def api_keys(self) -> list[ApiKey]:
+        keys: list[ApiKey] = await self._call(self._dispatcher.api_keys.remote)
+        return keys
+
+    async def add_api_key(self, key: ApiKey) -> None:
+        await self._call(lambda: self._dispatcher.add_api_key.remote(key))
+
+    async def revoke_api_key(self, key_id: str) -> ApiKey:
+        key: ApiKey = await self._call(lambda: self._dispatcher.revoke_api_key.remote(key_id))
+        return key
 
     async def _subscribe(self, job_id: str) -> _Mailbox:
         mailbox = self._open_mailbox(job_id)

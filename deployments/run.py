@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import fcntl
 import http.client
 import json
@@ -24,9 +25,12 @@ from typing import TYPE_CHECKING
 import yaml
 
 from deployments.leftovers import end, watch
+from serve.access_settings import is_loopback
 from serve.assets.open import check_assets
 from serve.errors import ConfigError, ZImageError
+from serve.jobs.keys import check_way_in, opened_keys
 from serve.port import check_port
+from serve.settings import Settings
 from serve.weights import bytes_of, resolve, verify
 
 if TYPE_CHECKING:
@@ -104,8 +108,15 @@ def prepare(config: Path, port: int | None, data: Path | None) -> Start:
     where = (data or served.settings.data).expanduser()
     check_writable(where)
     check_assets(served.settings)
+    asyncio.run(_check_way_in(served.settings.model_copy(update={"data": where}), served.host))
     summary = f"{config}: model {served.settings.model} ({bytes_of(folder) / 1e6:,.1f} MB), data in {where.absolute()}"
     return Start(served.host, port or served.port, render(config, port, data), summary)
+
+
+async def _check_way_in(settings: Settings, host: str) -> None:
+    if not is_loopback(host) and settings.access.mode != "open":
+        async with opened_keys(settings) as keys:
+            await check_way_in(settings, host, keys)
 
 
 def check_writable(folder: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from serve.cli_keys import keys
 from serve.errors import ConfigError, ZImageError
 
 app = typer.Typer(
@@ -17,6 +18,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+app.add_typer(keys, name="keys")
 
 CONFIG = Path("config/serve.yaml")
 

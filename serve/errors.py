@@ -107,6 +107,29 @@ class IdempotencyKeyReused(ZImageError):
     status, code, type = 422, "idempotency_key_reused", "invalid_request_error"
 
 
+class Unauthenticated(ZImageError):
+    """Nobody whom we know. The same for a missing, a wrong, an expired and a revoked key.
+
+    `challenge` is the value of WWW-Authenticate.
+    """
+
+    status, code, type = 401, "unauthenticated", "authentication_error"
+
+    def __init__(self, message: str, *, hint: str | None = None, challenge: str = "Bearer") -> None:
+        super().__init__(message, hint=hint)
+        self.challenge = challenge
+
+
+class Forbidden(ZImageError):
+    """The caller is known, but the role may not do this."""
+
+    status, code, type = 403, "forbidden", "permission_error"
+
+
+class QuotaExceeded(ZImageError):
+    status, code, type = 429, "quota_exceeded", "rate_limit_error"
+
+
 class LinkRefused(ZImageError):
     """A signed link that is missing its signature, was changed, or has expired."""
 

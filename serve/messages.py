@@ -7,6 +7,7 @@ from enum import StrEnum
 from typing import Literal
 
 from serve.errors import ZImageError
+from serve.quota import Amount, Quota
 
 ImageFormat = Literal["png", "jpeg", "webp"]
 Priority = Literal["interactive", "standard", "batch"]
@@ -44,13 +45,20 @@ class ImageRequest:
     def image_tokens(self) -> int:
         return (self.width // 16) * (self.height // 16)
 
+    @property
+    def amount(self) -> Amount:
+        """What it takes from a quota."""
+        rows = self.n * (2 if self.guided else 1)
+        return Amount(images=self.n, pixel_steps=self.width * self.height * self.steps * rows)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Submission:
     """A request on its way into the queue. `job_id` is a ULID minted by the caller: submitting it twice is one job.
 
     `seeded` says that the caller chose the seed: a picture of a random one is never answered from the cache, nor kept
-    in it. With `cache="skip"` a result is neither looked up nor shared while it is drawn, but kept for others.
+    in it. With `cache="skip"` a result is neither looked up nor shared while it is drawn, but kept for others. `quota`
+    is the user's at this moment; None where access is open, and nothing is counted.
     """
 
     job_id: str
@@ -66,6 +74,7 @@ class Submission:
     body_sha256: str | None = None
     parent_id: str | None = None
     webhook_url: str | None = None
+    quota: Quota | None = None
 
 
 class JobStatus(StrEnum):

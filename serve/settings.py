@@ -9,6 +9,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ByteSize, ConfigDict, Field, model_validator
 
+from serve.access_settings import AccessSettings
+
 EMBEDDED = "embedded"
 EMBEDDED_FOLDER = Path(__file__).parent / "engine" / "tiny"
 
@@ -177,6 +179,7 @@ class Settings(_Section):
     timeouts: TimeoutSettings = TimeoutSettings()
     assets: AssetSettings = AssetSettings()
     webhooks: WebhookSettings = WebhookSettings()
+    access: AccessSettings = AccessSettings()
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> Settings:

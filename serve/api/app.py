@@ -6,16 +6,21 @@ import time
 
 from fastapi import FastAPI
 
+from serve.access.authenticate import Authenticator
+from serve.access.keys import KeyRing, pepper_of
+from serve.access.sessions import Sessions
+from serve.api import admin_keys, docs_page, errors, events, gallery, jobs, me, openai, ops, webhooks, ws
 from serve.api import assets as pictures
-from serve.api import docs_page, errors, events, gallery, jobs, openai, ops, webhooks, ws
 from serve.api.deps import Door
 from serve.api.docs import DocumentedApp
 from serve.api.envelope import Envelope
+from serve.api.gate import Gate
 from serve.api.slow_body import BodyDeadline
 from serve.assets.links import open_links
 from serve.assets.store import AssetStore
 from serve.assets.thumbnails import Thumbnails
 from serve.jobs.service import ImageService
+from serve.secret import derived, secret_of
 from serve.settings import Settings
 from serve.tokens import PromptTokens
 from serve.webhooks.guard import Guard
@@ -29,8 +34,13 @@ def create_app(
     settings: Settings,
     *,
     echo_request_id: bool = True,
+    exposed: bool = False,
 ) -> FastAPI:
-    """`echo_request_id=False` behind Ray Serve, which puts the request's X-Request-ID on the answer itself."""
+    """`echo_request_id=False` behind Ray Serve, which puts the request's X-Request-ID on the answer itself.
+
+    `exposed` where other machines can reach the service.
+    """
+    access = _authenticator(service, settings, exposed)
     app = DocumentedApp(title="Z-Image serving", version="1", docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.door = Door(
         service=service,
@@ -41,12 +51,26 @@ def create_app(
         webhook_guard=Guard.of(settings.webhooks),
         webhook_keys=open_keys(settings),
         settings=settings,
+        access=access,
         opened_at=int(time.time()),
     )
-    for concern in (openai, jobs, events, ws, webhooks, gallery, pictures, ops):
+    for concern in (openai, jobs, events, ws, webhooks, gallery, pictures, me, admin_keys, ops):
         app.include_router(concern.router)
     docs_page.install(app)
     errors.install(app)
     app.add_middleware(BodyDeadline, body_s=settings.timeouts.body_s)
+    app.add_middleware(
+        Gate,
+        access=access,
+        usage=service.usage,
+        metrics_token=settings.access.metrics_token,
+        exposed=exposed and settings.access.mode != "open",
+    )
     app.add_middleware(Envelope, echo=echo_request_id)
     return app
+
+
+def _authenticator(service: ImageService, settings: Settings, exposed: bool) -> Authenticator:
+    keys = KeyRing(service.api_keys, pepper_of(settings))
+    sessions = Sessions(derived(secret_of(settings), "sessions"), settings.access.session_ttl_s)
+    return Authenticator(settings.access, keys, sessions, exposed=exposed)

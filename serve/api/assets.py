@@ -62,7 +62,7 @@ async def get_metadata(asset_id: str, door: TheDoor) -> dict[str, Any]:
 
 @router.delete("/assets/{asset_id}", **DELETE_ASSET)
 async def delete_asset(asset_id: str, door: TheDoor) -> Response:
-    deletion = await door.service.delete_assets(door.user, (asset_id,))
+    deletion = await door.service.delete_assets(door.whose, (asset_id,))
     if not deletion.deleted:
         raise no_asset(asset_id)
     return Response(status_code=204)

@@ -22,6 +22,7 @@ from serve.errors import (
     JobCanceled,
     MethodNotAllowed,
     NotFound,
+    Unauthenticated,
     ZImageError,
 )
 from serve.messages import ErrorInfo
@@ -108,6 +109,8 @@ def _headers(error: ZImageError) -> dict[str, str]:
     headers = {}
     if error.status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE) or error.retry_after:
         headers["Retry-After"] = str(error.retry_after or RETRY_AFTER_S)
+    if isinstance(error, Unauthenticated):
+        headers["WWW-Authenticate"] = error.challenge
     if isinstance(error, BodyTooSlow):
         headers["Connection"] = "close"  # the rest of the body may still come
     if isinstance(error, JobCanceled | AssetCorrupted):

@@ -56,7 +56,7 @@ async def list_assets(
 @router.post("/assets/delete", **DELETE_MANY_ASSETS)
 async def delete_many(request: Request, door: TheDoor) -> dict[str, Any]:
     body, _ = parse(DeletionBody, await read_object(request, door.settings.limits))
-    deletion = await door.service.delete_assets(door.user, tuple(body.ids))
+    deletion = await door.service.delete_assets(door.whose, tuple(body.ids))
     return {"object": "asset.deletion", "deleted": deletion.deleted, "unknown": deletion.unknown}
 
 

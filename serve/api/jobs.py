@@ -53,10 +53,11 @@ async def list_jobs(
     q: Annotated[str, Query(max_length=200, pattern=r"^[^\x00]*$", description="text in the prompt")] = "",
     limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 20,
     cursor: str | None = None,
+    user: Annotated[str | None, Query(max_length=300, description="admins: somebody, or * for all")] = None,
 ) -> dict[str, Any]:
     if cursor is not None and not is_job_id(cursor):
         raise InvalidRequest(f"no cursor {cursor[:64]!r}", param="cursor", hint="send the next_cursor of a page")
-    query = JobQuery(user=door.user, statuses=_statuses(status or []), text=q, before=cursor, limit=limit + 1)
+    query = JobQuery(user=door.owner(user), statuses=_statuses(status or []), text=q, before=cursor, limit=limit + 1)
     views = await door.service.find(query)
     page, has_more, base = views[:limit], len(views) > limit, door.base_url(request)
     return {

@@ -70,8 +70,9 @@ def resolve(door: Door, body: GenerationBody, unknown: list[str], raw: RawBytes 
         request=resolved.request,
         prompt_tokens=resolved.prompt_tokens,
         user=door.user,
-        priority=body.priority or "interactive",
+        priority=door.caller.priority(body.priority, "interactive"),
         deadline_ms=body.deadline_ms,
+        quota=door.caller.quota,
         previews=(body.partial_images or 0) if body.stream else 0,
         seeded=body.seed is not None,
         cache=body.cache or "auto",
@@ -91,8 +92,9 @@ def resolve(door: Door, body: GenerationBody, unknown: list[str], raw: RawBytes 
 def resolve_image(door: Door, body: ImageBody, ignored: list[str], output_format: ImageFormat) -> Resolved:
     """What all ways to ask for pictures share; `ignored` are names that have no effect here.
 
-    Raises InvalidRequest and its kinds.
+    Raises InvalidRequest and its kinds, and Forbidden.
     """
+    door.caller.check_preset(body.preset)
     _refuse_unsupported(body)
     request = _request(body, door.settings, output_format)
     checks.not_blank("prompt", body.prompt)

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import os
 import re
-import secrets
 from dataclasses import dataclass
-from pathlib import Path
 
-from serve.errors import ConfigError, LinkRefused
+from serve.errors import LinkRefused
+from serve.secret import secret_of
 from serve.settings import Settings
-
-SECRET_BYTES = 32
 
 _EXPIRY = re.compile("[0-9]{1,12}")
 _HINT = "ask for the picture again to get a fresh link"
@@ -54,28 +50,4 @@ class Links:
 
 
 def open_links(settings: Settings) -> Links:
-    key = settings.secret_key.encode() if settings.secret_key else _stored_secret(settings.data / "secret")
-    return Links(key, settings.link_ttl_s)
-
-
-def _stored_secret(path: Path) -> bytes:
-    if not path.exists():
-        create_secret(path, secrets.token_bytes(SECRET_BYTES))
-    secret = path.read_bytes()
-    if len(secret) < SECRET_BYTES:
-        raise ConfigError(f"{path}: {len(secret)} bytes, a secret has {SECRET_BYTES}", hint=f"delete {path}")
-    return secret
-
-
-def create_secret(path: Path, content: bytes) -> None:
-    """Of several processes that start at once the first wins; nobody reads a half-written file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(content)
-    try:
-        os.link(draft, path)
-    except FileExistsError:
-        pass
-    finally:
-        draft.unlink()
+    return Links(secret_of(settings), settings.link_ttl_s)

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import structlog
 
+from serve.access.keys import ApiKey
 from serve.assets.store import AssetStore
 from serve.errors import DeadlineExceeded, NotFound, ReplicaLost, StaleWriter, ZImageError
 from serve.jobs import gallery
@@ -19,6 +20,7 @@ from serve.jobs.fleet import Backend, Fleet
 from serve.jobs.flights import Flights
 from serve.jobs.job import Job, Listener
 from serve.jobs.keeper import Keeper
+from serve.jobs.keys import check_way_in
 from serve.jobs.memory import Memory
 from serve.jobs.placements import Placement, Placements
 from serve.jobs.queue import JobQueue
@@ -54,6 +56,7 @@ from serve.messages import (
     Terminal,
     Timings,
 )
+from serve.quota import Usage
 from serve.settings import Settings
 
 log = structlog.get_logger()
@@ -137,6 +140,10 @@ class Dispatcher:
             self._stop()
             raise
 
+    async def check_way_in(self, host: str) -> None:
+        """Raises ConfigError for a service that is to be reached at `host`, and that nobody could enter."""
+        await check_way_in(self._settings, host, self._store.keys)
+
     # --- ImageService
 
     async def submit(self, submission: Submission) -> str:
@@ -189,7 +196,7 @@ class Dispatcher:
     async def find_assets(self, query: AssetQuery) -> list[AssetView]:
         return await self._store.look(partial(gallery.find, query=query))
 
-    async def delete_assets(self, user: str, ids: tuple[str, ...]) -> Deletion:
+    async def delete_assets(self, user: str | None, ids: tuple[str, ...]) -> Deletion:
         return await self._with_files(await self._keeper.delete(list(ids), user))
 
     async def delete_all_assets(self, user: str, confirm: int | None) -> Deletion:
@@ -197,6 +204,18 @@ class Dispatcher:
 
     async def status(self) -> ServiceStatus:
         return status_of(self._fleet, self._jobs.values(), self._clock() - self._opened)
+
+    async def usage(self, user: str) -> Usage:
+        return await self._store.usage(user, time.time())
+
+    async def api_keys(self) -> list[ApiKey]:
+        return await self._store.keys.all()
+
+    async def add_api_key(self, key: ApiKey) -> None:
+        await self._store.keys.add(key)
+
+    async def revoke_api_key(self, key_id: str) -> ApiKey:
+        return await self._store.keys.revoke(key_id, time.time())
 
     async def listen(self, job_id: str, listener: Listener, after: int) -> Job:
         """Replays what was missed, then passes on what comes. Raises NotFound."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Protocol
 
+from serve.access.keys import ApiKey
 from serve.messages import AssetQuery, AssetView, Deletion, Event, JobQuery, JobView, ServiceStatus, Submission
+from serve.quota import Usage
 
 
 class ImageService(Protocol):
@@ -13,7 +15,8 @@ class ImageService(Protocol):
         """Takes a job into the queue, stored before this returns; submitting the same `job_id` again changes nothing.
 
         Returns the job's id: that of an earlier job where user and idempotency key are the same. Raises NotReady,
-        QueueFull (with `retry_after`), DeadlineInfeasible, or IdempotencyKeyReused for the same key with another body.
+        QueueFull (with `retry_after`), DeadlineInfeasible, QuotaExceeded (with `retry_after`), or IdempotencyKeyReused
+        for the same key with another body.
         """
 
     def watch(self, job_id: str, after: int = 0) -> AsyncIterator[Event]:
@@ -34,10 +37,24 @@ class ImageService(Protocol):
     async def find_assets(self, query: AssetQuery) -> list[AssetView]:
         """At most `query.limit` pictures, newest first."""
 
-    async def delete_assets(self, user: str, ids: tuple[str, ...]) -> Deletion:
-        """Those of them that are the user's. Their links are dead when this returns, or shortly after it."""
+    async def delete_assets(self, user: str | None, ids: tuple[str, ...]) -> Deletion:
+        """Those of them that are the user's, or all where that is None.
+
+        Their links are dead when this returns, or shortly after it.
+        """
 
     async def delete_all_assets(self, user: str, confirm: int | None) -> Deletion:
         """Raises InvalidRequest, and deletes nothing, where `confirm` is not their number."""
 
     async def status(self) -> ServiceStatus: ...
+
+    async def usage(self, user: str) -> Usage:
+        """What the user has drawn until now."""
+
+    async def api_keys(self) -> list[ApiKey]:
+        """Oldest first, revoked and expired ones too."""
+
+    async def add_api_key(self, key: ApiKey) -> None: ...
+
+    async def revoke_api_key(self, key_id: str) -> ApiKey:
+        """Raises NotFound."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from sqlalchemy import ColumnElement, Connection, Select, bindparam, delete, event, insert, select, update
@@ -14,13 +15,15 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from serve.errors import ConfigError, IdempotencyKeyReused, StaleWriter
-from serve.jobs import gallery
+from serve.jobs import gallery, usage
 from serve.jobs.cached_rows import CachedRow, cached_rows
 from serve.jobs.commits import Batch, GroupCommit, Outcome
 from serve.jobs.deliveries import Deliveries
+from serve.jobs.keys import SqlKeys
 from serve.jobs.record import JobRecord, first_row, from_row, searchable, state_row
 from serve.jobs.tables import jobs, migrate, writer
 from serve.messages import JobQuery, Submission
+from serve.quota import Usage
 from serve.settings import Settings
 
 KEYS_KEPT_S = 24 * 3600
@@ -81,6 +84,12 @@ class JobStore(Protocol):
     async def look(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
         """Reads in a transaction of its own."""
 
+    async def usage(self, user: str, at: float) -> Usage:
+        """What the user has drawn in the minute and the day around this Unix time, jobs on their way included."""
+
+    @property
+    def keys(self) -> SqlKeys: ...
+
 
 class SqlJobStore:
     """A JobStore on SQLAlchemy Core; `url` names an async driver."""
@@ -88,9 +97,15 @@ class SqlJobStore:
     def __init__(self, url: str) -> None:
         self._engine = _engine(url)
         self._writing = self._engine.execution_options(writes=True)
+        self.keys = SqlKeys(self._engine)
         self._epoch = 0
         self._writes: GroupCommit | None = None
         self.deliveries = Deliveries(self._engine.connect, lambda: self._batch)
+
+    async def prepare(self) -> None:
+        """Creates or migrates the tables, and leaves the writer alone."""
+        async with self._writing.begin() as connection:
+            await connection.run_sync(migrate)
 
     async def open(self) -> None:
         async with self._writing.begin() as connection:
@@ -170,6 +185,9 @@ class SqlJobStore:
         async with self._engine.connect() as connection:
             return await work(connection)
 
+    async def usage(self, user: str, at: float) -> Usage:
+        return await self.look(partial(usage.used, user=user, at=at))
+
     @property
     def _batch(self) -> Batch:
         assert self._writes is not None, "the store is not open"
@@ -185,11 +203,13 @@ class SqlJobStore:
             await self._fence(connection)
             if batch.ended_before is not None:
                 await _forget(connection, jobs.c.completed_at < batch.ended_before)
+                await usage.prune(connection, time.time())
             if batch.deletes:
                 await _forget(connection, jobs.c.id.in_(batch.deletes))
             outcomes = await _add(connection, batch.adds) if batch.adds else []
             if batch.saves:
                 await gallery.record(connection, batch.saves.values())
+                await usage.refund(connection, batch.saves.values())
                 rows = [state_row(record) | {"job_id": record.id} for record in batch.saves.values()]
                 await connection.execute(_SAVE, rows)
             for change in batch.changes:
@@ -285,10 +305,11 @@ async def _add(connection: AsyncConnection, records: list[JobRecord]) -> list[Ou
             new.append(record)
             seen |= _seen([record])
         outcomes.append(repeated or record)
-    if new:
-        await connection.execute(insert(jobs), [first_row(record) for record in new])
-        await gallery.record_new(connection, new)
-    return outcomes
+    refused = await usage.charge(connection, new)
+    if accepted := [record for record in new if record.id not in refused]:
+        await connection.execute(insert(jobs), [first_row(record) for record in accepted])
+        await gallery.record_new(connection, accepted)
+    return [refused.get(outcome.id, outcome) if isinstance(outcome, JobRecord) else outcome for outcome in outcomes]
 
 
 def _like(submissions: Iterable[Submission]) -> Select[Any]:

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from standardwebhooks import Webhook
 
-from serve.assets.links import create_secret
 from serve.errors import ConfigError
 from serve.messages import ANONYMOUS
+from serve.secret import create_secret
 from serve.settings import WHSEC, Settings
 
 SECRET_BYTES = 32

@@ -10,7 +10,7 @@ from serve.errors import ConfigError, ZImageError
 from serve.messages import JobStatus
 
 DOCS = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
-BODIES = re.findall(r"-d '(\{.*?\})'", DOCS)
+BODIES = re.findall(r"-d '(\{\"prompt.*?\})'", DOCS)
 
 
 def codes(cls: type[ZImageError]) -> set[str]:

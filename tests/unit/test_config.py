@@ -57,6 +57,18 @@ def test_shipped_files_are_right(path: Path):
             "unknown key; did you mean 'max_depth'?",
         ),
         (
+            "      threads: 1",
+            "      access: {users: {ada: {image_per_day: 5}}}",
+            "applications[0].args.access.users.ada.image_per_day",
+            "unknown key; did you mean 'images_per_day'?",
+        ),
+        (
+            "      threads: 1",
+            "      access: {ldap: {url: 'ldaps://x', user_nd: 'uid={user}'}}",
+            "applications[0].args.access.ldap.user_nd",
+            "unknown key; did you mean 'user_dn'?",
+        ),
+        (
             "num_replicas: 1",
             "num_replica: 1",
             "applications[0].deployments[0].num_replica",
