@@ -24,6 +24,7 @@ class Dispatcher:
         await self._jobs.open()
         self._epoch = secrets.token_hex(8)
         self._outboxes: dict[str, Outbox] = {}
+        self._announced = 0
 
     # --- from Gateways
 
@@ -37,10 +38,16 @@ class Dispatcher:
     async def watch(self, job_id: str, gateway_id: str) -> None:
         await self._jobs.listen(job_id, self._outbox(gateway_id).put, after=0)
 
-    async def poll(self, gateway_id: str, acknowledged: int) -> tuple[str, int, list[Event]]:
-        """A long poll: the Dispatcher's epoch, the new cursor, and the events since the acknowledged one."""
+    async def poll(self, gateway_id: str, acknowledged: int) -> tuple[str, int, list[Event], int]:
+        """A long poll: the Dispatcher's epoch, the new cursor, the events since the acknowledged one, and how often
+        hot files were announced: a Gateway that sees another number looks at its own."""
         cursor, events = await self._outbox(gateway_id).take(acknowledged, POLL_S)
-        return self._epoch, cursor, events
+        return self._epoch, cursor, events, self._announced
+
+    async def announce_config(self) -> None:
+        self._announced += 1
+        for outbox in self._outboxes.values():
+            outbox.wake()
 
     async def cancel(self, job_id: str) -> None:
         await self._jobs.cancel(job_id)

@@ -142,10 +142,14 @@ class RemoteService:
         self._gateway_id = gateway_id
         self._mailboxes: dict[str, _Mailbox] = {}
         self._epoch = ""
+        self._announced = 0
+        self._on_config: Callable[[], Coroutine[Any, Any, None]] | None = None
         self._link: asyncio.Task[None] | None = None
         self._closed = False
 
-    def open(self) -> None:
+    def open(self, on_config: Callable[[], Coroutine[Any, Any, None]] | None = None) -> None:
+        """`on_config` is called when some process was told that hot files have changed."""
+        self._on_config = on_config
         self._link = detached(self._follow())
 
     def close(self) -> None:
@@ -203,6 +207,14 @@ class RemoteService:
         status: ServiceStatus = await self._call(self._dispatcher.status.remote)
         return status
 
+    async def announce_config(self) -> None:
+        """Every Gateway, this one too, looks at its hot files."""
+        await self._call(self._dispatcher.announce_config.remote)
+
+    def _look_at_config(self) -> None:
+        if self._on_config is not None:
+            detached(self._on_config())
+
     async def _subscribe(self, job_id: str) -> _Mailbox:
         mailbox = self._mailboxes[job_id] = _Mailbox()
         try:
@@ -237,7 +249,10 @@ class RemoteService:
             except (RayError, RayServeException, AioRpcError):
                 await asyncio.sleep(RETRY_EVERY_S)
                 continue
-            epoch, acknowledged, events = answer
+            epoch, acknowledged, events, announced = answer
+            if (epoch, announced) != (self._epoch, self._announced):
+                self._announced = announced
+                self._look_at_config()
             if epoch != self._epoch:
                 await self._rejoin(epoch)
             for event in events:

@@ -66,7 +66,7 @@ def generate(wish: Wish, settings: Settings) -> None:
         tempfile.TemporaryDirectory(prefix="zimage-") as scratch,
         console.status(f"loading {settings.model}") as status,
     ):
-        local = settings.model_copy(update={"data": Path(scratch), "warmup_sizes_px": ()})
+        local = settings.model_copy(update={"data": Path(scratch), "warmup_sizes_px": (), "presets": None})
         data, seconds = asyncio.run(_draw(request, local, status))
     wish.output.write_bytes(data)
     made = f"{request.width}x{request.height}, {request.steps} steps, seed {request.seed}"

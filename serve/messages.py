@@ -44,6 +44,20 @@ class ImageRequest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PresetUse:
+    """Where a request comes from that a preset or a style has filled up: what was asked for, before they did.
+
+    `version` is the hash of the presets' file; `explicit` names the fields that the caller had sent for itself.
+    """
+
+    preset: str | None
+    style_preset: str | None
+    version: str
+    prompt: str
+    explicit: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Submission:
     """A request on its way into the queue. `job_id` is a ULID minted by the caller: submitting it twice is one job."""
 
@@ -57,6 +71,12 @@ class Submission:
     idempotency_key: str | None = None
     body_sha256: str | None = None
     parent_id: str | None = None
+    preset: PresetUse | None = None
+
+    @property
+    def own_prompt(self) -> str:
+        """As the user wrote it, without the words of a preset."""
+        return self.preset.prompt if self.preset else self.request.prompt
 
 
 class JobStatus(StrEnum):
@@ -314,6 +334,7 @@ class JobView:
     timings: Timings | None = None
     error: ErrorInfo | None = None
     parent_id: str | None = None
+    preset: PresetUse | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,8 +13,10 @@ from starlette.requests import HTTPConnection
 from serve.assets.links import Links
 from serve.assets.store import AssetStore
 from serve.errors import NotFound
+from serve.hot import Hot, HotFiles
 from serve.jobs.service import ImageService
 from serve.messages import JobView
+from serve.presets.catalog import Catalog
 from serve.settings import Settings
 from serve.tokens import PromptTokens
 
@@ -31,6 +33,8 @@ class Door:
     links: Links
     settings: Settings
     opened_at: int
+    hot: HotFiles
+    presets: Hot[Catalog]
     user: str = "anonymous"
 
     def base_url(self, connection: HTTPConnection) -> str:

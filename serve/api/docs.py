@@ -114,6 +114,19 @@ JOB_EVENTS: dict[str, Any] = {
     },
 }
 QUEUE: dict[str, Any] = {"summary": "The queue, and your jobs in it", "responses": _errors(500, 503)}
+PRESETS: dict[str, Any] = {
+    "summary": "The presets and styles there are",
+    "responses": {
+        200: _json("presets, styles and model aliases, and the version at work"),
+        304: {"description": "unchanged, by `If-None-Match`"},
+        **_errors(500),
+    },
+}
+CONFIG: dict[str, Any] = {"summary": "Which versions of the hot files are at work", "responses": _errors(500)}
+RELOAD: dict[str, Any] = {
+    "summary": "Look at the hot files now, on every Gateway",
+    "responses": _errors(400, 500, 503),
+}
 MODELS: dict[str, Any] = {"summary": "The models there are", "responses": _errors(500)}
 MODEL: dict[str, Any] = {"summary": "One model", "responses": _errors(404, 500)}
 ASSET: dict[str, Any] = {

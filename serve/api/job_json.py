@@ -10,7 +10,7 @@ from typing import Any
 
 from serve.api.deps import Door
 from serve.api.job_body import as_body
-from serve.messages import ErrorInfo, JobStatus, JobView, StoredImage, Timings
+from serve.messages import ErrorInfo, JobStatus, JobView, PresetUse, StoredImage, Timings
 
 
 def job_json(door: Door, base: str, view: JobView) -> dict[str, Any]:
@@ -35,8 +35,13 @@ def job_json(door: Door, base: str, view: JobView) -> dict[str, Any]:
         "error": None if view.error is None else error_json(view.error),
         "attempt": view.attempt,
         "parent_id": view.parent_id,
+        "preset": None if view.preset is None else preset_json(view.preset),
         "urls": _urls(base, view.id),
     }
+
+
+def preset_json(use: PresetUse) -> dict[str, Any]:
+    return {"name": use.preset, "style_preset": use.style_preset, "version": use.version, "prompt": use.prompt}
 
 
 def progress_json(step: int, steps: int) -> dict[str, Any]:

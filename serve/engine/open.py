@@ -17,6 +17,7 @@ from serve.engine.text import TextEncoder
 from serve.engine.warmup import warm_up
 from serve.engine.zimage import ZImageTransformer
 from serve.errors import ConfigError
+from serve.presets.catalog import warm_up_shapes
 from serve.settings import Settings
 from serve.tokens import PromptTokens
 
@@ -60,7 +61,9 @@ def open_engine(
     torch.set_num_threads(settings.threads)
     transformer, decoder = load_transformer(folder, placement), load_decoder(folder, placement)
     scheduler = settings.scheduler
-    times = warm_up(transformer, decoder, settings.warmup_px, scheduler.max_batch, report)
+    squares = {(side, side) for side in settings.warmup_px}
+    shapes = sorted(squares | set(warm_up_shapes(settings)))
+    times = warm_up(transformer, decoder, shapes, scheduler.max_batch, report)
     engine = Engine(transformer, decoder, POLICIES[scheduler.policy](times, scheduler.max_batch), times)
     engine.start()
     return engine

@@ -148,6 +148,7 @@ class Job:
             timings=stored.timings if ended else None,
             error=stored.error if ended else None,
             parent_id=self.submission.parent_id,
+            preset=self.submission.preset,
         )
 
     def emit(self, kind: type[Event], **data: Any) -> None:

@@ -32,6 +32,7 @@ KEYS = {
     "error",
     "attempt",
     "parent_id",
+    "preset",
     "urls",
 }
 

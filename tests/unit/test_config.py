@@ -171,7 +171,9 @@ def test_render_keeps_the_rest_and_makes_data_absolute():
     rendered = yaml.safe_load(render(Path("config/serve.yaml")))
     original = yaml.safe_load(TEXT)
     assert rendered["applications"][0]["args"].pop("data") == str(Path("data").absolute())
-    original["applications"][0]["args"].pop("data")
+    assert rendered["applications"][0]["args"].pop("presets") == str(Path("config/presets.yaml").absolute())
+    for name in ("data", "presets"):
+        original["applications"][0]["args"].pop(name)
     assert rendered == original
 
 
