@@ -11,7 +11,7 @@ from serve import logs
 from serve.jobs.dispatcher import Dispatcher as Jobs
 from serve.jobs.outbox import Outbox
 from serve.jobs.store import store_of
-from serve.messages import Event, JobQuery, JobView, ReplicaState, ServiceStatus, Submission, TaskReport
+from serve.messages import Event, JobQuery, JobView, ReplicaState, ServiceStats, ServiceStatus, Submission, TaskReport
 from serve.settings import Settings
 
 POLL_S = 2.0  # short enough not to hold up a shutdown
@@ -63,6 +63,15 @@ class Dispatcher:
 
     async def status(self) -> ServiceStatus:
         return await self._jobs.status()
+
+    async def stats(self) -> ServiceStats:
+        return await self._jobs.stats()
+
+    async def active(self, limit: int) -> list[JobView]:
+        return await self._jobs.active(limit)
+
+    async def hold(self, paused: bool) -> None:
+        await self._jobs.hold(paused)
 
     # --- from Ray Serve
 

@@ -28,6 +28,7 @@ from serve.messages import (
     JobQuery,
     JobView,
     ReplicaState,
+    ServiceStats,
     ServiceStatus,
     Submission,
     Task,
@@ -206,6 +207,17 @@ class RemoteService:
     async def status(self) -> ServiceStatus:
         status: ServiceStatus = await self._call(self._dispatcher.status.remote)
         return status
+
+    async def stats(self) -> ServiceStats:
+        stats: ServiceStats = await self._call(self._dispatcher.stats.remote)
+        return stats
+
+    async def active(self, limit: int) -> list[JobView]:
+        views: list[JobView] = await self._call(lambda: self._dispatcher.active.remote(limit))
+        return views
+
+    async def hold(self, paused: bool) -> None:
+        await self._call(lambda: self._dispatcher.hold.remote(paused))
 
     async def announce_config(self) -> None:
         """Every Gateway, this one too, looks at its hot files."""

@@ -305,6 +305,27 @@ class ServiceStatus:
     text_encoders: int
     eta_seconds: float | None
     uptime_s: float
+    paused: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaView:
+    """A replica as it last reported, and how many images are placed on it."""
+
+    state: ReplicaState
+    placed: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceStats:
+    """`waiting` by priority, `ended` by status since the Dispatcher started; the rest is of the last five minutes."""
+
+    status: ServiceStatus
+    waiting: dict[str, int]
+    replicas: tuple[ReplicaView, ...]
+    ended: dict[str, int]
+    response_s: float | None
+    images_per_minute: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -127,6 +127,12 @@ RELOAD: dict[str, Any] = {
     "summary": "Look at the hot files now, on every Gateway",
     "responses": _errors(400, 500, 503),
 }
+STATS: dict[str, Any] = {"summary": "Figures for people and status bars", "responses": _errors(500, 503)}
+ALL_JOBS: dict[str, Any] = {
+    "summary": "Everybody's jobs that have not ended, in serving order",
+    "responses": _errors(400, 500, 503),
+}
+HOLD: dict[str, Any] = {"summary": "Hold the queue, or let it go on", "responses": _errors(500, 503)}
 MODELS: dict[str, Any] = {"summary": "The models there are", "responses": _errors(500)}
 MODEL: dict[str, Any] = {"summary": "One model", "responses": _errors(404, 500)}
 ASSET: dict[str, Any] = {

@@ -20,6 +20,8 @@ from serve.jobs.job import Job, Listener
 from serve.jobs.placements import Placement, Placements
 from serve.jobs.queue import JobQueue
 from serve.jobs.record import JobRecord
+from serve.jobs.state import PAUSED
+from serve.jobs.stats import Recent, stats_of
 from serve.jobs.store import JobStore
 from serve.messages import (
     Canceled,
@@ -36,6 +38,7 @@ from serve.messages import (
     Preview,
     Queued,
     ReplicaState,
+    ServiceStats,
     ServiceStatus,
     Submission,
     Succeeded,
@@ -76,10 +79,13 @@ class Dispatcher:
         self._was_ready = False
         self._moved = False
         self._stopped = False
+        self._paused = False
+        self._recent = Recent(clock)
 
     async def open(self) -> None:
         """Claims the store, and takes up what the Dispatcher before has left."""
         await self._store.open()
+        self._paused = (await self._store.recall()).get(PAUSED) == "yes"
         left = [self._take_up(record) for record in await self._store.unfinished()]
         await asyncio.gather(*(self._store.save(job.record()) for job in left))
         self._was_ready = bool(left)  # who left jobs behind was ready once
@@ -159,7 +165,7 @@ class Dispatcher:
     async def status(self) -> ServiceStatus:
         denoisers, text_encoders = self._fleet.ready("denoiser"), self._fleet.ready("text_encoder")
         ready = denoisers > 0 and text_encoders > 0
-        phase, fraction = (Phase.READY, 1.0) if ready else self._fleet.starting()
+        phase, fraction = ("paused" if self._paused else Phase.READY, 1.0) if ready else self._fleet.starting()
         active = [job for job in self._jobs.values() if not job.status.terminal]
         queued = sum(job.status is JobStatus.QUEUED for job in active)
         return ServiceStatus(
@@ -170,9 +176,27 @@ class Dispatcher:
             running=len(active) - queued,
             denoisers=denoisers,
             text_encoders=text_encoders,
-            eta_seconds=seconds_until_done((job.seconds_left() for job in active), 0.0, denoisers),
+            eta_seconds=seconds_until_done((job.seconds_left() for job in active), 0.0, self._drawing()),
             uptime_s=self._clock() - self._opened,
+            paused=self._paused,
         )
+
+    async def stats(self) -> ServiceStats:
+        waiting = [job for job in map(self._jobs.__getitem__, self._queue) if job.status is JobStatus.QUEUED]
+        return stats_of(await self.status(), self._fleet, waiting, self._recent)
+
+    async def active(self, limit: int) -> list[JobView]:
+        begun = [job for job in self._jobs.values() if not job.status.terminal and job.status is not JobStatus.QUEUED]
+        waiting = [job for job in map(self._jobs.__getitem__, self._queue) if job.status is JobStatus.QUEUED]
+        return [job.view() for job in [*begun, *waiting][:limit]]
+
+    async def hold(self, paused: bool) -> None:
+        """Remembered before it takes effect. What is on a replica is finished."""
+        await self._store.remember(PAUSED, "yes" if paused else "no")
+        self._paused = paused
+        log.warning("the queue is paused" if paused else "the queue goes on", waiting=len(self._queue))
+        self._fill()
+        self._publish_positions()
 
     async def listen(self, job_id: str, listener: Listener, after: int) -> Job:
         """Replays what was missed, then passes on what comes. Raises NotFound."""
@@ -265,7 +289,7 @@ class Dispatcher:
 
     def _fill(self) -> None:
         """Gives every free slot the next image in queue order."""
-        while not self._stopped and (job_id := self._queue.head()) is not None:
+        while not (self._stopped or self._paused) and (job_id := self._queue.head()) is not None:
             job = self._jobs[job_id]
             if not self._placements.place(job, job.pending[0], partial(self._deadline_in, job)):
                 return
@@ -346,6 +370,7 @@ class Dispatcher:
     async def _settle(self, job: Job) -> None:
         await self._store.save(job.record())
         job.publish_end()
+        self._recent.add(job)
         self._finished[job.id] = self._clock()
         self._forget_old()
 
@@ -382,12 +407,16 @@ class Dispatcher:
             self._queue.remove(job.id)
             self._moved = True
 
+    def _drawing(self) -> int:
+        """Replicas that take work now: nobody knows when a paused queue goes on."""
+        return 0 if self._paused else self._fleet.ready("denoiser")
+
     def _publish_positions(self, jobs: Iterable[Job] | None = None) -> None:
         """Tells queued jobs where they stand, where that has changed; `jobs` limits it to some of them."""
         waiting = [job for job in map(self._jobs.__getitem__, self._queue) if job.status is JobStatus.QUEUED]
         wanted = None if jobs is None else {job.id for job in jobs}
         begun = (job.work() for job in self._jobs.values() if job.status is JobStatus.RUNNING and job.end is None)
-        times = etas(begun, (job.work() for job in waiting), self._fleet.ready("denoiser"))
+        times = etas(begun, (job.work() for job in waiting), self._drawing())
         for position, (job, eta) in enumerate(zip(waiting, times, strict=True), 1):
             known = (position, len(waiting), eta is not None)
             if (wanted is None or job.id in wanted) and job.position() != known:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Protocol
 
-from serve.messages import Event, JobQuery, JobView, ServiceStatus, Submission
+from serve.messages import Event, JobQuery, JobView, ServiceStats, ServiceStatus, Submission
 
 
 class ImageService(Protocol):
@@ -32,3 +32,11 @@ class ImageService(Protocol):
         """Cancels it where needed and drops the record; returns what it was. Raises NotFound."""
 
     async def status(self) -> ServiceStatus: ...
+
+    async def stats(self) -> ServiceStats: ...
+
+    async def active(self, limit: int) -> list[JobView]:
+        """Everybody's jobs that have not ended: those that have begun, then the others in serving order."""
+
+    async def hold(self, paused: bool) -> None:
+        """Paused, nothing more is placed until it is resumed, also after a restart; jobs are taken in all the same."""

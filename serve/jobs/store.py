@@ -14,6 +14,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from serve.errors import ConfigError, IdempotencyKeyReused, StaleWriter
+from serve.jobs import state
 from serve.jobs.commits import Batch, GroupCommit, Outcome
 from serve.jobs.record import JobRecord, first_row, from_row, searchable, state_row
 from serve.jobs.tables import jobs, migrate, writer
@@ -64,6 +65,12 @@ class JobStore(Protocol):
 
     async def prune(self, ended_before: float) -> None:
         """Forgets jobs that ended before this Unix time."""
+
+    async def remember(self, key: str, value: str) -> None:
+        """Of the service itself; returns after the commit."""
+
+    async def recall(self) -> dict[str, str]:
+        """All that was remembered."""
 
 
 class SqlJobStore:
@@ -141,6 +148,14 @@ class SqlJobStore:
         self._batch.ended_before = ended_before
         await self._batch.applying()
 
+    async def remember(self, key: str, value: str) -> None:
+        self._batch.state[key] = value
+        await self._batch.applying()
+
+    async def recall(self) -> dict[str, str]:
+        async with self._engine.connect() as connection:
+            return await state.read(connection)
+
     @property
     def _batch(self) -> Batch:
         assert self._writes is not None, "the store is not open"
@@ -155,6 +170,8 @@ class SqlJobStore:
             await self._fence(connection)
             if batch.ended_before is not None:
                 await connection.execute(delete(jobs).where(jobs.c.completed_at < batch.ended_before))
+            if batch.state:
+                await state.write(connection, batch.state)
             if batch.deletes:
                 await connection.execute(delete(jobs).where(jobs.c.id.in_(batch.deletes)))
             outcomes = await _add(connection, batch.adds) if batch.adds else []
