@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -22,6 +23,7 @@ from serve.errors import InvalidConfig
 T = TypeVar("T")
 Parse = Callable[[str, str], T]  # name of the file and its text; raises InvalidConfig with every problem
 
+SAVING_S = 0.05  # in which a program that writes a file in place is done
 LOOK_EVERY_MS = 5_000  # where the file system tells nothing, as some network folders do
 
 log = structlog.get_logger()
@@ -47,6 +49,9 @@ class _Text:
     @property
     def hash(self) -> str:
         return hashlib.sha256(self.text.encode()).hexdigest()[:16]
+
+
+NOTHING = _Text("none", "")
 
 
 class Hot(Generic[T]):
@@ -89,12 +94,13 @@ class Hot(Generic[T]):
                 text = await asyncio.to_thread(self._read)
             except NoDocument as error:
                 self._judged = ""
-                raise self._refuse(InvalidConfig(str(error.problem), hint=f"put {self.name} back")) from None
-            if text.hash == self._judged:
-                if self._refused is not None:
-                    raise self._refused
-                return False
-            return await self._judge(text)
+                hint = error.problem.hint or f"put {self.name} back"
+                raise self._refuse(InvalidConfig(str(error.problem), hint=hint)) from None
+            if text.hash != self._judged:
+                return await self._judge(text)
+            if self._refused is not None:
+                raise copy(self._refused)  # the same one would grow with every raise
+            return False
 
     async def give(self, document: object | None) -> bool:
         """A parsed document that takes the place of the file; None gives it back. Raises as `refresh` does."""
@@ -105,7 +111,7 @@ class Hot(Generic[T]):
         if self._given is not None:
             return _Text("user_config", self._given)
         if self.path is None:
-            return _Text("none", "")
+            return NOTHING
         return _Text(self.path.name, read_text(self.path, self.path.name))
 
     async def _judge(self, text: _Text) -> bool:
@@ -114,18 +120,17 @@ class Hot(Generic[T]):
             self._accept(replace(self.status, source=text.source))
             return False
         try:
-            value = await asyncio.to_thread(self._parse, text.source, text.text) if text.text else self._nothing(text)
+            value = self._empty if text is NOTHING else await asyncio.to_thread(self._parse, text.source, text.text)
         except InvalidConfig as error:
+            await asyncio.sleep(SAVING_S)
+            if (later := await asyncio.to_thread(self._read)).hash != text.hash:
+                return await self._judge(later)  # it was being written
             raise self._refuse(error) from None
         self._swap(text, value)
         self._accept(self.status)
-        if self._spare is not None and text.text:
+        if self._spare is not None and text is not NOTHING:
             await asyncio.to_thread(_write, self._spare, text.text)
         return True
-
-    def _nothing(self, text: _Text) -> T:
-        """An empty text is no source at all, or a file that is bad because it is empty."""
-        return self._empty if text.source == "none" else self._parse(text.source, text.text)
 
     def _swap(self, text: _Text, value: T) -> None:
         self.value = value
@@ -142,7 +147,7 @@ class Hot(Generic[T]):
             self.status = replace(self.status, error=error.message, error_at=time.time())
             log.error("config refused", file=self.name, problems=error.message, at_work=self.status.hash)
         self._refused = error
-        return error
+        return copy(error)
 
 
 async def _nobody() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import sys
 
@@ -99,9 +100,9 @@ async def test_a_frame_shows_places_and_refused_files(stuck, door, fox, jobs):
         stats = (await client.get("/v1/stats")).json()
         shown = (await client.get("/v1/admin/queue")).json()["data"]
     stats["config"]["presets"]["refused"] = {"message": "presets.yaml:3: wrong", "at": None}
-    console = Console(width=160, record=True, quiet=True)
+    console = Console(width=160, file=io.StringIO())
     console.print(render(Frame(stats, shown if jobs else None), "http://door"))
-    text = console.export_text()
+    text = console.file.getvalue()
     assert "presets.yaml:3: wrong" in text
     assert ("1/1" in text and "2 × 128x128" in text) == jobs
     assert ("administrator" in text) != jobs

@@ -102,9 +102,7 @@ async def test_a_file_that_goes_away_and_comes_back(file: Path) -> None:
     assert numbers.status.error is None
 
 
-async def test_a_process_that_starts_while_the_file_is_bad_has_the_last_good_version(
-    file: Path, tmp_path: Path
-) -> None:
+async def test_who_starts_while_the_file_is_bad_has_the_last_good_version(file: Path, tmp_path: Path) -> None:
     spare = tmp_path / "hot" / "numbers.yaml"
     await hot(file, spare=spare).open()
     file.write_text("x")
@@ -147,12 +145,25 @@ async def test_reloading_tells_the_others_and_all_that_is_wrong(file: Path, tmp_
     assert (good.value, bad.value, told) == ([5], [1], [1])
 
 
+async def test_a_file_that_is_being_written_is_looked_at_again(file: Path) -> None:
+    numbers = hot(file)
+    await numbers.open()
+    file.write_text("")  # as `>` begins
+    looking = asyncio.create_task(numbers.refresh())
+    await asyncio.sleep(0.02)
+    file.write_text("9")
+    assert await looking
+    assert (numbers.value, numbers.status.error) == ([9], None)
+
+
 async def test_many_looks_at_once_end_with_the_newest(file: Path) -> None:
     numbers = hot(file)
     await numbers.open()
     looks = []
     for i in range(50):
-        file.write_text(str(i))
+        scratch = file.with_name("scratch")
+        scratch.write_text(str(i))
+        scratch.replace(file)
         looks.append(asyncio.create_task(numbers.refresh()))
         await asyncio.sleep(0)
     await asyncio.gather(*looks)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
 
 from serve.errors import QueueFull
 from serve.jobs.dispatcher import Dispatcher
-from serve.messages import JobStatus, Phase, ReplicaState, Succeeded
+from serve.messages import JobStatus, Phase, ReplicaState, Succeeded, TaskStepped
 from tests.unit.replicas import SLOTS, Replicas, beat, dispatcher_over, last, submitted
 
 
@@ -24,6 +25,7 @@ async def test_paused_jobs_wait_and_what_runs_is_finished(tmp_path: Path) -> Non
     jobs = await opened(replicas, tmp_path)
     running = await submitted(jobs)
     (task,) = await replicas.settled()
+    jobs.report([TaskStepped(task_id=task, step=1, at=time.time())])
     await jobs.hold(True)
     waiting = await submitted(jobs)
     assert await replicas.settled() == [task]
@@ -74,6 +76,7 @@ async def test_everybodys_jobs_in_serving_order(tmp_path: Path) -> None:
     replicas = Replicas()
     jobs = await opened(replicas, tmp_path)
     begun = [await submitted(jobs, user="a") for _ in range(SLOTS)]
+    jobs.report([TaskStepped(task_id=task, step=1, at=time.time()) for task in await replicas.settled()])
     batch = await submitted(jobs, user="b", priority="batch")
     standard = await submitted(jobs, user="c", priority="standard")
     views = await jobs.active(100)
