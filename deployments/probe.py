@@ -10,6 +10,10 @@ from pathlib import Path
 from deployments.run import OBJECT_STORE_BYTES, set_environment
 
 
+def _process() -> int:
+    return os.getpid()
+
+
 def main() -> None:
     set_environment()
     with tempfile.TemporaryDirectory(prefix="zp-", dir="/tmp", ignore_cleanup_errors=True) as folder:
@@ -23,7 +27,7 @@ def main() -> None:
             address="local", include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, logging_level="ERROR"
         )
         try:
-            process = ray.get(ray.remote(num_cpus=0)(os.getpid).remote(), timeout=60)
+            process = ray.get(ray.remote(num_cpus=0)(_process).remote(), timeout=60)
             print(f"a task ran in process {process} of {ray.cluster_resources().get('CPU', 0):g} CPUs")
         finally:
             ray.shutdown()

@@ -7,7 +7,7 @@ import hashlib
 import os
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -92,12 +92,12 @@ class Hot(Generic[T]):
         async with self._lock:
             try:
                 text = await asyncio.to_thread(self._read)
+                if text.hash != self._judged:
+                    return await self._judge(text)
             except NoDocument as error:
                 self._judged = ""
                 hint = error.problem.hint or f"put {self.name} back"
                 raise self._refuse(InvalidConfig(str(error.problem), hint=hint)) from None
-            if text.hash != self._judged:
-                return await self._judge(text)
             if self._refused is not None:
                 raise copy(self._refused)  # the same one would grow with every raise
             return False
@@ -129,7 +129,7 @@ class Hot(Generic[T]):
         self._swap(text, value)
         self._accept(self.status)
         if self._spare is not None and text is not NOTHING:
-            await asyncio.to_thread(_write, self._spare, text.text)
+            await asyncio.to_thread(_keep, self._spare, text.text)
         return True
 
     def _swap(self, text: _Text, value: T) -> None:
@@ -205,25 +205,30 @@ class HotFiles:
         """
         while True:
             folders = {file.path.parent for file in self._files if file.path is not None}
-            there = [folder for folder in folders if folder.is_dir()]
-            with suppress(OSError):  # no watches left, or the folder went away: looking goes on without them
-                async for _ in awatch(
-                    *there,
-                    watch_filter=None,
-                    recursive=False,
-                    rust_timeout=LOOK_EVERY_MS,
-                    yield_on_timeout=True,
-                ):
-                    await self.look()
-                    if not all(folder.is_dir() for folder in there):
-                        break
+            if there := [folder for folder in folders if folder.is_dir()]:
+                with suppress(OSError):  # no watches left on this machine: looking goes on without them
+                    await self._watch(there)
             await asyncio.sleep(LOOK_EVERY_MS / 1e3)
             await self.look()
 
+    async def _watch(self, folders: list[Path]) -> None:
+        """Until one of them has gone."""
+        changes = awatch(
+            *folders, watch_filter=None, recursive=False, rust_timeout=LOOK_EVERY_MS, yield_on_timeout=True
+        )
+        async with aclosing(changes):
+            async for _ in changes:
+                await self.look()
+                if not all(folder.is_dir() for folder in folders):
+                    return
 
-def _write(path: Path, text: str) -> None:
-    """Whole or not at all, whoever else writes it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+
+def _keep(path: Path, text: str) -> None:
+    """Whole or not at all, whoever else writes it. A full disk takes the spare away, not the service."""
     scratch = path.with_name(f"{path.name}.{os.getpid()}.{time.monotonic_ns()}")
-    scratch.write_text(text, "utf-8")
-    scratch.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch.write_text(text, "utf-8")
+        scratch.replace(path)
+    except OSError as error:
+        log.warning("the last good version cannot be kept", path=str(path), reason=error.strerror)

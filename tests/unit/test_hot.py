@@ -220,3 +220,27 @@ async def test_no_file_is_no_error() -> None:
     numbers = hot(None)
     await numbers.open()
     assert (numbers.value, numbers.status.source, numbers.status.error) == ([], "none", None)
+
+
+async def test_a_spare_that_cannot_be_kept_harms_nobody(file: Path, tmp_path: Path) -> None:
+    (tmp_path / "hot").write_text("a file where the folder would be")
+    numbers = hot(file, spare=tmp_path / "hot" / "numbers.yaml")
+    await numbers.open()
+    assert (numbers.value, numbers.status.error) == ([1, 2], None)
+
+
+async def test_a_folder_that_goes_away_and_comes_back(
+    tmp_path: Path, watched: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serve.hot.LOOK_EVERY_MS", 200)
+    folder = tmp_path / "mount"
+    folder.mkdir()
+    (folder / "numbers.yaml").write_text("1")
+    numbers = await watched(folder / "numbers.yaml")
+    folder.rename(tmp_path / "gone")
+    await until(lambda: numbers.status.error is not None)
+    folder.mkdir()
+    (folder / "numbers.yaml").write_text("2")
+    await until(lambda: numbers.value == [2])
+    (folder / "numbers.yaml").write_text("3")
+    await until(lambda: numbers.value == [3])
