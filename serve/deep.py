@@ -19,7 +19,6 @@ from urllib.parse import quote
 import structlog
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import create_async_engine
 from ulid import ULID
 
 from serve.api import checks
@@ -44,24 +43,24 @@ def examine_deeply(config: Path) -> list[Finding]:
 
 
 async def _examine(settings: Settings) -> list[Finding]:
-    findings = await _engine(settings)
-    findings.append(await _timed("assets", lambda: _assets(settings), "make serve DATA=/some/other/dir"))
-    findings.append(await _timed("database", lambda: _database(settings), "correct `database`, or the server's log"))
-    findings.append(await _timed("ray start", lambda: asyncio.to_thread(_ray), INSTALL))
+    findings = await check_engine(settings)
+    findings.append(await timed("assets", lambda: check_assets(settings), "make serve DATA=/some/other/dir"))
+    findings.append(await timed("database", lambda: check_database(settings), "correct `database`"))
+    findings.append(await timed("ray start", lambda: asyncio.to_thread(check_ray), INSTALL))
     return findings
 
 
-async def _timed(check: str, work: Callable[[], Awaitable[str]], fix: str) -> Finding:
+async def timed(check: str, work: Callable[[], Awaitable[str]], fix: str) -> Finding:
     began = time.perf_counter()
     try:
         detail = await work()
-    except (ZImageError, SQLAlchemyError, OSError, sqlite3.Error, subprocess.SubprocessError) as error:
+    except (ZImageError, SQLAlchemyError, ImportError, OSError, sqlite3.Error, subprocess.SubprocessError) as error:
         message = error.message if isinstance(error, ZImageError) else str(error).splitlines()[0]
         return Finding(check, "fail", message, getattr(error, "hint", None) or fix)
     return Finding(check, "ok", f"{detail}, {time.perf_counter() - began:.1f} s")
 
 
-async def _engine(settings: Settings) -> list[Finding]:
+async def check_engine(settings: Settings) -> list[Finding]:
     """Two checks from one start: how long loading takes, and how long a picture takes then."""
     try:
         from serve.local import open_service  # noqa: PLC0415 - imports torch
@@ -106,7 +105,7 @@ async def _draw(service: LocalService, settings: Settings) -> str:
     raise ZImageError("the picture was not drawn")
 
 
-async def _assets(settings: Settings) -> str:
+async def check_assets(settings: Settings) -> str:
     """Writes, reads and deletes one."""
     store = LocalAssets(settings.data.absolute() / "assets")
     asset_id, data = f"{ULID()}-0", os.urandom(4096)
@@ -120,7 +119,7 @@ async def _assets(settings: Settings) -> str:
     return "a file was written, read back and deleted"
 
 
-async def _database(settings: Settings) -> str:
+async def check_database(settings: Settings) -> str:
     """Only reads: to open the store is to take it away from the service that has it."""
     if settings.database is None:
         return await asyncio.to_thread(_sqlite, settings.data.absolute() / "jobs.db")
@@ -146,7 +145,7 @@ def _sqlite(file: Path) -> str:
     return f"{file} is whole"
 
 
-def _ray() -> str:
+def check_ray() -> str:
     command = [sys.executable, "-m", "deployments.probe"]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=RAY_S, check=False)
