@@ -19,6 +19,7 @@ from urllib.parse import quote
 import structlog
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import create_async_engine
 from ulid import ULID
 
 from serve.api import checks
