@@ -21,6 +21,7 @@ from serve.settings import Settings
 
 IMPORT_PATH = "deployments.app:build"
 DEPLOYMENTS = ("Gateway", "Dispatcher", "TextEncoder", "Denoiser")
+HOT = (PRESETS,)  # what a Gateway's `user_config` may hold
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,19 +67,23 @@ def render(path: Path, port: int | None = None, data: Path | None = None) -> str
 
 
 def _hot_problems(document: Document) -> list[Problem]:
-    """Of the presets: in a file of their own, or in the Gateways' `user_config` of a file that is right otherwise."""
+    """Of hot files: where the Gateways' `user_config` gives one it counts, else the file that the settings name."""
     application = document.data["applications"][0]
     settings = Settings.model_validate(application.get("args") or {})
+    at, given = _user_config(application)
+    found = [document.problem((*at, name), "unknown key", suggestion(name, HOT)) for name in given if name not in HOT]
+    if PRESETS in given:
+        found += problems_of(document, given[PRESETS], (*at, PRESETS), settings)
+    elif settings.presets is not None:
+        found += check_file(settings.presets, settings)
+    return found
+
+
+def _user_config(application: dict[str, Any]) -> tuple[Key, dict[str, Any]]:
     for i, deployment in enumerate(application.get("deployments") or []):
-        given = deployment.get("user_config") or {}
-        at: Key = ("applications", 0, "deployments", i, "user_config")
-        if deployment["name"] == "Gateway" and given:
-            known = (PRESETS,)
-            unknown = [name for name in given if name not in known]
-            return [document.problem((*at, name), "unknown key", suggestion(name, known)) for name in unknown] or (
-                problems_of(document, given[PRESETS], (*at, PRESETS), settings)
-            )
-    return check_file(settings.presets, settings) if settings.presets is not None else []
+        if deployment["name"] == "Gateway":
+            return ("applications", 0, "deployments", i, "user_config"), deployment.get("user_config") or {}
+    return (), {}
 
 
 def _absolute_presets(args: dict[str, Any]) -> dict[str, str]:
