@@ -1,5 +1,7 @@
 """Wiring and nothing else: which process is built from what."""
 
+from pathlib import Path
+
 from ray import serve
 from ray.serve import Application
 from ray.serve.config import RequestRouterConfig
@@ -15,6 +17,11 @@ from serve.settings import Settings
 from serve.weights import resolve, verify
 
 
+def _hot_file(path: Path | None) -> Path | None:
+    """Absolute, but no link is followed: Kubernetes changes a ConfigMap by pointing one elsewhere."""
+    return None if path is None else path.absolute()
+
+
 def build(settings: Settings) -> Application:
     """The application of config/serve.yaml. Raises WeightsError or ConfigError before any replica starts.
 
@@ -23,7 +30,7 @@ def build(settings: Settings) -> Application:
     folder = resolve(settings)
     verify(folder)
     check_assets(settings)
-    settings = settings.model_copy(update={"data": settings.data.resolve()})
+    settings = settings.model_copy(update={"data": settings.data.resolve(), "presets": _hot_file(settings.presets)})
     placed = RequestRouterConfig(request_router_class=f"{PlacedRouter.__module__}.{PlacedRouter.__name__}")
     node = home(settings)
     text_encoder = serve.deployment(TextEncoder).bind(settings, folder, node)

@@ -26,6 +26,7 @@ from serve.messages import (
     JobQuery,
     JobView,
     ReplicaState,
+    ServiceStats,
     ServiceStatus,
     Submission,
     TaskReport,
@@ -52,6 +53,7 @@ class Dispatcher:
         self._webhooks = open_courier(settings, store)
         self._webhooks.open()
         self._outboxes = Outboxes(self._jobs)
+        self._announced = 0
 
     # --- from Gateways
 
@@ -70,9 +72,13 @@ class Dispatcher:
 
     async def poll(
         self, gateway_id: str, epoch: str, acknowledged: int, left: dict[str, int]
-    ) -> tuple[str, int, list[Event]]:
-        """A long poll, see Outboxes."""
-        return await self._outboxes.poll(gateway_id, epoch, acknowledged, left, POLL_S)
+    ) -> tuple[str, int, list[Event], int]:
+        """A long poll, see Outboxes. Last, how often hot files were announced: at another number a Gateway looks."""
+        return *await self._outboxes.poll(gateway_id, epoch, acknowledged, left, POLL_S), self._announced
+
+    async def announce_config(self) -> None:
+        self._announced += 1
+        self._outboxes.wake()
 
     async def cancel(self, job_id: str) -> None:
         await self._jobs.cancel(job_id)
@@ -109,6 +115,15 @@ class Dispatcher:
 
     async def revoke_api_key(self, key_id: str) -> ApiKey:
         return await self._jobs.revoke_api_key(key_id)
+
+    async def stats(self) -> ServiceStats:
+        return await self._jobs.stats()
+
+    async def active(self, limit: int) -> list[JobView]:
+        return await self._jobs.active(limit)
+
+    async def hold(self, paused: bool) -> None:
+        await self._jobs.hold(paused)
 
     # --- from Ray Serve
 

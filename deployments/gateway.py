@@ -16,6 +16,8 @@ from serve import logs
 from serve.access_settings import is_loopback
 from serve.api.app import create_app
 from serve.assets.open import open_assets
+from serve.hot import HotFiles
+from serve.presets.hot import hot_presets
 from serve.settings import Settings
 from serve.tokens import PromptTokens
 
@@ -30,7 +32,11 @@ class Gateway:
         logs.configure(settings.log_format)
         self._settings = settings
         self._service = RemoteService(dispatcher, replica_id())
-        self._service.open()
+        self._presets = hot_presets(settings)
+        self._hot = HotFiles(self._presets, announce=self._service.announce_config)
+        await self._hot.open()
+        self._service.open(self._hot.look)
+        self._watching = detached(self._hot.watch())
         self._assets = open_assets(settings)
         self._prompts = PromptTokens(folder / "tokenizer")
         self._sweeping = detached(self._sweep_previews())
@@ -43,9 +49,15 @@ class Gateway:
             self._assets,
             self._prompts,
             self._settings,
+            presets=self._presets,
+            hot=self._hot,
             echo_request_id=False,
             exposed=self._exposed,
         )
+
+    async def reconfigure(self, user_config: dict[str, object]) -> None:
+        """Ray Serve's hot `user_config`: documents that take the place of files, such as `presets`."""
+        await self._hot.give(user_config)
 
     async def _sweep_previews(self) -> None:
         """Previews of jobs are kept for whoever joins late; all Gateways may sweep at once."""

@@ -36,6 +36,7 @@ from serve.messages import (
     Progress,
     Queued,
     ReplicaState,
+    ServiceStats,
     ServiceStatus,
     Submission,
     Task,
@@ -157,10 +158,14 @@ class RemoteService:
         self._tickets = itertools.count(1)
         self._left: dict[str, int] = {}
         self._epoch = ""
+        self._announced = 0
+        self._on_config: Callable[[], Coroutine[Any, Any, None]] | None = None
         self._link: asyncio.Task[None] | None = None
         self._closed = False
 
-    def open(self) -> None:
+    def open(self, on_config: Callable[[], Coroutine[Any, Any, None]] | None = None) -> None:
+        """`on_config` is called when some process was told that hot files have changed."""
+        self._on_config = on_config
         self._link = detached(self._follow())
 
     def close(self) -> None:
@@ -250,6 +255,25 @@ class RemoteService:
         key: ApiKey = await self._call(lambda: self._dispatcher.revoke_api_key.remote(key_id))
         return key
 
+    async def stats(self) -> ServiceStats:
+        stats: ServiceStats = await self._call(self._dispatcher.stats.remote)
+        return stats
+
+    async def active(self, limit: int) -> list[JobView]:
+        views: list[JobView] = await self._call(lambda: self._dispatcher.active.remote(limit))
+        return views
+
+    async def hold(self, paused: bool) -> None:
+        await self._call(lambda: self._dispatcher.hold.remote(paused))
+
+    async def announce_config(self) -> None:
+        """Every Gateway, this one too, looks at its hot files."""
+        await self._call(self._dispatcher.announce_config.remote)
+
+    def _look_at_config(self) -> None:
+        if self._on_config is not None:
+            detached(self._on_config())
+
     async def _subscribe(self, job_id: str) -> _Mailbox:
         mailbox = self._open_mailbox(job_id)
         try:
@@ -299,8 +323,11 @@ class RemoteService:
             except (RayError, RayServeException, AioRpcError):
                 await asyncio.sleep(RETRY_EVERY_S)
                 continue
-            epoch, acknowledged, events = answer
+            epoch, acknowledged, events, announced = answer
             self._left = {job_id: ticket for job_id, ticket in self._left.items() if left.get(job_id) != ticket}
+            if (epoch, announced) != (self._epoch, self._announced):
+                self._announced = announced
+                self._look_at_config()
             if epoch != self._epoch:
                 await self._rejoin(epoch)
             for event in events:

@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, help="instead of http_options.port")
     parser.add_argument("--data", type=Path, help="instead of args.data")
     options = parser.parse_args()
-    _set_environment()
+    set_environment()
     for signum in STOPS:
         signal.signal(signum, _interrupt)
     try:
@@ -131,7 +131,7 @@ def check_writable(folder: Path) -> None:
         ) from None
 
 
-def _set_environment() -> None:
+def set_environment() -> None:
     """For this process before it imports Ray, and for all that Ray starts."""
     for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN"):
         os.environ.pop(name, None)

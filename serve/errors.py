@@ -212,6 +212,12 @@ class ConfigError(ZImageError):
     code = "config_error"
 
 
+class InvalidConfig(ConfigError):
+    """A hot file that is bad: the message has a line for each problem, with file, line, key and reason."""
+
+    status, code, type = 400, "invalid_config", "invalid_request_error"
+
+
 class WeightsError(ConfigError):
     """Weights that are missing, truncated or of another architecture: names the file and the fix."""
 

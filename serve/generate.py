@@ -66,7 +66,13 @@ def generate(wish: Wish, settings: Settings) -> None:
         tempfile.TemporaryDirectory(prefix="zimage-") as scratch,
         console.status(f"loading {settings.model}") as status,
     ):
-        alone = {"data": Path(scratch), "database": None, "assets": AssetSettings(), "warmup_sizes_px": ()}
+        alone = {
+            "data": Path(scratch),
+            "database": None,
+            "assets": AssetSettings(),
+            "warmup_sizes_px": (),
+            "presets": None,
+        }
         local = settings.model_copy(update=alone)
         data, seconds = asyncio.run(_draw(request, local, status))
     wish.output.write_bytes(data)

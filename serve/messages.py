@@ -53,6 +53,20 @@ class ImageRequest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PresetUse:
+    """Where a request comes from that a preset or a style has filled up: what was asked for, before they did.
+
+    `version` is the hash of the presets' file; `explicit` names the fields that the caller had sent for itself.
+    """
+
+    preset: str | None
+    style_preset: str | None
+    version: str
+    prompt: str
+    explicit: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Submission:
     """A request on its way into the queue. `job_id` is a ULID minted by the caller: submitting it twice is one job.
 
@@ -75,6 +89,12 @@ class Submission:
     parent_id: str | None = None
     webhook_url: str | None = None
     quota: Quota | None = None
+    preset: PresetUse | None = None
+
+    @property
+    def own_prompt(self) -> str:
+        """As the user wrote it, without the words of a preset."""
+        return self.preset.prompt if self.preset else self.request.prompt
 
 
 class JobStatus(StrEnum):
@@ -339,6 +359,7 @@ class ServiceStatus:
     text_encoders: int
     eta_seconds: float | None
     uptime_s: float
+    paused: bool = False
     warnings: tuple[str, ...] = ()
 
 
@@ -357,6 +378,26 @@ class Delivery:
     last_status: int | None = None
     last_error: str | None = None
     next_attempt_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaView:
+    """A replica as it last reported, and how many images are placed on it."""
+
+    state: ReplicaState
+    placed: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceStats:
+    """`waiting` by priority, `ended` by status since the Dispatcher started; the rest is of the last five minutes."""
+
+    status: ServiceStatus
+    waiting: dict[str, int]
+    replicas: tuple[ReplicaView, ...]
+    ended: dict[str, int]
+    response_s: float | None
+    images_per_minute: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -389,6 +430,7 @@ class JobView:
     error: ErrorInfo | None = None
     parent_id: str | None = None
     webhook: Delivery | None = None
+    preset: PresetUse | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -170,6 +170,7 @@ class Settings(_Section):
     warmup_sizes_px: tuple[Pixels, ...] | None = Field(None, description="square sizes measured before ready")
     public_url: str | None = Field(None, pattern=r"^https?://[^\s]+[^/]$", description="base of links; default: Host")
     secret_key: str | None = Field(None, min_length=32, description="signs links; default: a secret in `data`")
+    presets: Path | None = Field(Path("config/presets.yaml"), description="hot: presets and styles; null: none")
     link_ttl_s: int = Field(3600, ge=1)
     allowed_origins: tuple[Origin, ...] = Field((), description="other sites whose pages may open WebSockets")
     queue: QueueSettings = QueueSettings()

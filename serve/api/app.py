@@ -9,7 +9,21 @@ from fastapi import FastAPI
 from serve.access.authenticate import Authenticator
 from serve.access.keys import KeyRing, pepper_of
 from serve.access.sessions import Sessions
-from serve.api import admin_keys, docs_page, errors, events, gallery, jobs, me, openai, ops, webhooks, ws
+from serve.api import (
+    admin,
+    admin_keys,
+    docs_page,
+    errors,
+    events,
+    gallery,
+    jobs,
+    me,
+    openai,
+    ops,
+    presets_routes,
+    webhooks,
+    ws,
+)
 from serve.api import assets as pictures
 from serve.api.deps import Door
 from serve.api.docs import DocumentedApp
@@ -19,7 +33,10 @@ from serve.api.slow_body import BodyDeadline
 from serve.assets.links import open_links
 from serve.assets.store import AssetStore
 from serve.assets.thumbnails import Thumbnails
+from serve.hot import Hot, HotFiles
 from serve.jobs.service import ImageService
+from serve.presets.catalog import Catalog
+from serve.presets.hot import no_presets
 from serve.secret import derived, secret_of
 from serve.settings import Settings
 from serve.tokens import PromptTokens
@@ -33,14 +50,17 @@ def create_app(
     prompts: PromptTokens,
     settings: Settings,
     *,
+    presets: Hot[Catalog] | None = None,
+    hot: HotFiles | None = None,
     echo_request_id: bool = True,
     exposed: bool = False,
 ) -> FastAPI:
-    """`echo_request_id=False` behind Ray Serve, which puts the request's X-Request-ID on the answer itself.
+    """`presets` is one of the files of `hot`; without them there are none. `exposed` where other machines can reach us.
 
-    `exposed` where other machines can reach the service.
+    `echo_request_id=False` behind Ray Serve, which puts the request's X-Request-ID on the answer itself.
     """
     access = _authenticator(service, settings, exposed)
+    presets = presets or no_presets()
     app = DocumentedApp(title="Z-Image serving", version="1", docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.door = Door(
         service=service,
@@ -53,8 +73,11 @@ def create_app(
         settings=settings,
         access=access,
         opened_at=int(time.time()),
+        hot=hot or HotFiles(presets),
+        presets=presets,
     )
-    for concern in (openai, jobs, events, ws, webhooks, gallery, pictures, me, admin_keys, ops):
+    routers = (openai, jobs, events, ws, webhooks, gallery, pictures, presets_routes, me, admin, admin_keys, ops)
+    for concern in routers:
         app.include_router(concern.router)
     docs_page.install(app)
     errors.install(app)

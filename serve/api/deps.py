@@ -16,8 +16,10 @@ from serve.assets.links import Links
 from serve.assets.store import ASSET_ID, AssetStore, no_asset
 from serve.assets.thumbnails import Thumbnails
 from serve.errors import Forbidden, NotFound
+from serve.hot import Hot, HotFiles
 from serve.jobs.service import ImageService
 from serve.messages import AssetQuery, AssetView, JobView
+from serve.presets.catalog import Catalog
 from serve.settings import Settings
 from serve.tokens import PromptTokens
 from serve.webhooks.guard import Guard
@@ -40,6 +42,8 @@ class Door:
     settings: Settings
     access: Authenticator
     opened_at: int
+    hot: HotFiles
+    presets: Hot[Catalog]
     caller: Caller = NOBODY
 
     @property

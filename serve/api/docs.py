@@ -127,6 +127,28 @@ WEBHOOK_SECRET: dict[str, Any] = {
 QUEUE: dict[str, Any] = {"summary": "The queue, and your jobs in it", "responses": _errors(401, 403, 500, 503)}
 MODELS: dict[str, Any] = {"summary": "The models there are", "responses": _errors(401, 403, 500, 503)}
 MODEL: dict[str, Any] = {"summary": "One model", "responses": _errors(401, 403, 404, 500, 503)}
+PRESETS: dict[str, Any] = {
+    "summary": "The presets and styles there are",
+    "responses": {
+        200: _json("presets, styles and model aliases, and the version at work"),
+        304: {"description": "unchanged, by `If-None-Match`"},
+        **_errors(401, 403, 500, 503),
+    },
+}
+CONFIG: dict[str, Any] = {
+    "summary": "Which versions of the hot files are at work",
+    "responses": _errors(401, 403, 500, 503),
+}
+RELOAD: dict[str, Any] = {
+    "summary": "Look at the hot files now, on every Gateway",
+    "responses": _errors(400, 401, 403, 500, 503),
+}
+STATS: dict[str, Any] = {"summary": "Figures for people and status bars", "responses": _errors(401, 403, 500, 503)}
+ALL_JOBS: dict[str, Any] = {
+    "summary": "Everybody's jobs that have not ended, in serving order",
+    "responses": _errors(400, 401, 403, 500, 503),
+}
+HOLD: dict[str, Any] = {"summary": "Hold the queue, or let it go on", "responses": _errors(401, 403, 500, 503)}
 ASSET: dict[str, Any] = {
     "summary": "A picture by its signed link",
     "responses": {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field
@@ -9,8 +10,10 @@ from ulid import ULID
 
 from serve.api.deps import Door
 from serve.api.generation import ImageBody
-from serve.api.order import Resolved, resolve_image
+from serve.api.order import FILLED_UP, Resolved, resolve_image
 from serve.messages import JobView, Submission
+
+_ASKS_ANEW = {"prompt", "preset", "style_preset"}
 
 
 class JobBody(ImageBody):
@@ -42,8 +45,23 @@ def resolve_job(door: Door, body: JobBody, unknown: list[str], parent_id: str | 
         cache=body.cache or "auto",
         parent_id=parent_id,
         webhook_url=body.webhook_url,
+        preset=resolved.preset,
     )
     return submission, resolved
+
+
+def _as_asked(parent: JobView, body: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+    """Without what a preset had filled in, or is to fill in now."""
+    use = parent.preset
+    if use is None:
+        return _without(body, FILLED_UP) if overrides.get("preset") else body
+    explicit = {"num_inference_steps" if name == "quality" else name for name in use.explicit}
+    own = {"prompt": use.prompt, "preset": use.preset, "style_preset": use.style_preset}
+    return _without(body, set(FILLED_UP) - explicit) | own
+
+
+def _without(body: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    return {name: value for name, value in body.items() if name not in set(names)}
 
 
 def as_body(view: JobView) -> dict[str, Any]:
@@ -67,8 +85,13 @@ def as_body(view: JobView) -> dict[str, Any]:
 
 
 def rerun_body(parent: JobView, overrides: dict[str, Any]) -> dict[str, Any]:
-    """A quality that is asked for now wins over the steps that it was resolved to then."""
+    """A quality that is asked for now wins over the steps that it was resolved to then.
+
+    A new prompt goes into the preset that the old one was in, as it is today; so does the old one into a new preset.
+    """
     body = as_body(parent)
+    if overrides.keys() & _ASKS_ANEW:
+        body = _as_asked(parent, body, overrides)
     if overrides.get("quality") is not None:
         del body["num_inference_steps"]
     return body | overrides

@@ -8,7 +8,17 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from serve.api.job_body import as_body
-from serve.messages import Delivery, ErrorInfo, ImageError, JobStatus, JobView, StoredImage, Succeeded, Timings
+from serve.messages import (
+    Delivery,
+    ErrorInfo,
+    ImageError,
+    JobStatus,
+    JobView,
+    PresetUse,
+    StoredImage,
+    Succeeded,
+    Timings,
+)
 
 
 class Signs(Protocol):
@@ -42,8 +52,13 @@ def job_json(door: Signs, base: str, view: JobView) -> dict[str, Any]:
         "attempt": view.attempt,
         "parent_id": view.parent_id,
         "webhook": None if view.webhook is None else webhook_json(view.webhook),
+        "preset": None if view.preset is None else preset_json(view.preset),
         "urls": _urls(base, view.id),
     }
+
+
+def preset_json(use: PresetUse) -> dict[str, Any]:
+    return {"name": use.preset, "style_preset": use.style_preset, "version": use.version, "prompt": use.prompt}
 
 
 def progress_json(step: int, steps: int) -> dict[str, Any]:

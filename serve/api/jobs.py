@@ -104,6 +104,7 @@ async def get_queue(request: Request, door: TheDoor) -> dict[str, Any]:
         "object": "queue",
         "depth": status.queued,
         "running": status.running,
+        "paused": status.paused,
         "replicas": status.denoisers,
         "estimated_wait_seconds": status.eta_seconds,
         "my_jobs": [job_json(door, base, view) for view in mine],

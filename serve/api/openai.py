@@ -53,12 +53,13 @@ async def generate(request: Request, door: TheDoor) -> Response:
 
 @router.get("/models", **MODELS)
 async def list_models(door: TheDoor) -> dict[str, Any]:
-    return {"object": "list", "data": [_model(door, name) for name in door.settings.model_names]}
+    names = checks.model_names(door.settings, door.presets.value.aliases)
+    return {"object": "list", "data": [_model(door, name) for name in names]}
 
 
 @router.get("/models/{model}", **MODEL)
 async def get_model(model: str, door: TheDoor) -> dict[str, Any]:
-    checks.model(model, door.settings)
+    checks.model(model, door.settings, door.presets.value.aliases)
     return _model(door, model)
 
 

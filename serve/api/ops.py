@@ -9,6 +9,8 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 
 from serve.api.deps import TheDoor
+from serve.api.docs import STATS
+from serve.api.stats_json import stats_json
 from serve.messages import ServiceStatus
 
 router = APIRouter(tags=["operations"])
@@ -26,9 +28,15 @@ async def readyz(door: TheDoor) -> JSONResponse:
     return JSONResponse(_shown(status), 200 if status.ready else 503, headers)
 
 
+@router.get("/v1/stats", **STATS)
+async def stats(door: TheDoor) -> dict[str, Any]:
+    return stats_json(await door.service.stats(), [file.status for file in door.hot])
+
+
 def _shown(status: ServiceStatus) -> dict[str, Any]:
     return {
         "ready": status.ready,
+        "paused": status.paused,
         "phase": status.phase,
         "progress": status.fraction,
         "eta_seconds": status.eta_seconds,

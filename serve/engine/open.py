@@ -19,6 +19,7 @@ from serve.engine.text import TextEncoder
 from serve.engine.warmup import warm_up
 from serve.engine.zimage import ZImageTransformer
 from serve.errors import ConfigError
+from serve.presets.catalog import warm_up_shapes
 from serve.settings import Settings
 from serve.tokens import PromptTokens
 
@@ -81,7 +82,9 @@ def start(
     report: Callable[[float], None] = lambda _: None,
 ) -> Engine:
     scheduler = settings.scheduler
-    times = warm_up(transformer, decoder, memory, settings.warmup_px, scheduler.max_batch, report)
+    squares = {(side, side) for side in settings.warmup_px}
+    shapes = sorted(squares | set(warm_up_shapes(settings)), key=lambda shape: (shape[0] * shape[1], shape))
+    times = warm_up(transformer, decoder, memory, shapes, scheduler.max_batch, report)
     engine = Engine(
         transformer,
         decoder,

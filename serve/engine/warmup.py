@@ -23,52 +23,61 @@ def warm_up(
     transformer: ZImageTransformer,
     decoder: Decoder,
     memory: Memory,
-    sides_px: Sequence[int],
+    shapes_px: Sequence[tuple[int, int]],
     max_batch: int,
     report: Callable[[float], None],
 ) -> StepTimes:
-    """Measures steps and decoding for square pictures, in seconds and in bytes; `report` gets the fraction done.
+    """Measures steps and decoding for pictures of these widths and heights, in seconds and in bytes, smallest first.
 
-    Raises ConfigError when not even the smallest of them fits into the device's memory.
+    `report` gets the fraction done. Raises ConfigError when not even the first fits into the device's memory.
     """
     times = StepTimes()
-    shapes = sorted(_shapes(sides_px, max_batch))
-    for done, (side, rows) in enumerate(shapes):
-        fits = _measure(transformer, decoder, memory, times, side, rows)
+    shapes = list(_shapes(shapes_px, max_batch))
+    for done, (width, height, rows) in enumerate(shapes):
+        fits = _measure(transformer, decoder, memory, times, width, height, rows)
         if not fits and done == 0:
             raise ConfigError(
-                f"a picture of {side}x{side} does not fit into the GPU's memory beside the weights",
+                f"a picture of {width}x{height} does not fit into the GPU's memory beside the weights",
                 hint="raise vram_limit, use a larger GPU, or add a smaller size to warmup_sizes_px",
             )
         report((done + 1) / len(shapes))
     return times
 
 
-def _shapes(sides_px: Sequence[int], max_batch: int) -> Iterator[tuple[int, int]]:
-    for side in sides_px:
-        largest = max(2, max_batch) if side <= BATCHED_UP_TO_PX else 2  # two rows are one guided picture
-        yield from ((side, rows) for rows in range(1, largest + 1) if rows & (rows - 1) == 0 or rows == largest)
+def _shapes(shapes_px: Sequence[tuple[int, int]], max_batch: int) -> Iterator[tuple[int, int, int]]:
+    for width, height in shapes_px:
+        batched = width * height <= BATCHED_UP_TO_PX**2
+        largest = max(2, max_batch) if batched else 2  # two rows are one guided picture
+        yield from (
+            (width, height, rows) for rows in range(1, largest + 1) if rows & (rows - 1) == 0 or rows == largest
+        )
 
 
 @torch.inference_mode()
 def _measure(
-    transformer: ZImageTransformer, decoder: Decoder, memory: Memory, times: StepTimes, side: int, rows: int
+    transformer: ZImageTransformer,
+    decoder: Decoder,
+    memory: Memory,
+    times: StepTimes,
+    width: int,
+    height: int,
+    rows: int,
 ) -> bool:
     """False when it does not fit."""
     caption = transformer.caption(torch.zeros(CAPTION_TOKENS, transformer.embedding_size))
-    shape = Shape(side, side, (caption.length,))
-    schedule = transformer.schedule(1, (side // 16) ** 2)
-    batch = [Row(transformer.noise(seed, side, side), caption, schedule, 0, side, side) for seed in range(rows)]
+    shape = Shape(height, width, (caption.length,))
+    schedule = transformer.schedule(1, (width // 16) * (height // 16))
+    batch = [Row(transformer.noise(seed, height, width), caption, schedule, 0, height, width) for seed in range(rows)]
     if not memory.measure_step(shape, rows, lambda: transformer.velocity(batch)):
         return False
     step = min(_seconds(transformer, lambda: transformer.velocity(batch)) for _ in range(ROUNDS))
     times.observe_step(shape.tokens, rows, step)
     if rows == 1:
-        latents = unpatchify(batch[0].latents, side, side)
-        if not memory.measure_decode(side * side, lambda: decoder.decode([latents])):
+        latents = unpatchify(batch[0].latents, height, width)
+        if not memory.measure_decode(width * height, lambda: decoder.decode([latents])):
             return False
         decode = min(_seconds(transformer, lambda: decoder.decode([latents])) for _ in range(ROUNDS))
-        times.observe_decode(side * side, decode)
+        times.observe_decode(width * height, decode)
     return True
 
 

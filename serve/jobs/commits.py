@@ -42,6 +42,7 @@ class Batch:
     """Applied in the order of its fields. Of each job only the newest state is saved."""
 
     ended_before: float | None = None
+    state: dict[str, str] = field(default_factory=dict)
     deletes: set[str] = field(default_factory=set)
     adds: list[JobRecord] = field(default_factory=list)
     saves: dict[str, JobRecord] = field(default_factory=dict)
@@ -98,6 +99,7 @@ class Batch:
         """What could not be committed is tried again with what came after it."""
         later.ended_before = later.ended_before or self.ended_before
         later.deletes |= self.deletes
+        later.state = self.state | later.state
         later.saves = self.saves | later.saves
         later.deliveries = self.deliveries | later.deliveries
         later._applied = self._applied + later._applied

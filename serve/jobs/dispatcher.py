@@ -27,6 +27,8 @@ from serve.jobs.queue import JobQueue
 from serve.jobs.record import JobRecord
 from serve.jobs.results import Results
 from serve.jobs.sharing import Sharing
+from serve.jobs.state import PAUSED
+from serve.jobs.stats import Recent, stats_of
 from serve.jobs.status import status_of
 from serve.jobs.store import JobStore
 from serve.jobs.tasks import Tasks
@@ -47,6 +49,7 @@ from serve.messages import (
     JobView,
     Preview,
     ReplicaState,
+    ServiceStats,
     ServiceStatus,
     StoredImage,
     Submission,
@@ -105,11 +108,13 @@ class Dispatcher:
         self._opened = clock()
         self.was_ready = False
         self._stopped = False
+        self._recent = Recent(clock)
 
     async def open(self) -> None:
         """Claims the store, and takes up what the Dispatcher before has left."""
         await self._store.open()
         await self._results.load()
+        self._room.paused = (await self._store.recall()).get(PAUSED) == "yes"
         left = [self._take_up(record) for record in await self._store.unfinished()]
         await asyncio.gather(*(self._store.save(job.record()) for job in left))
         self.was_ready = bool(left)  # who left jobs behind was ready once
@@ -203,7 +208,7 @@ class Dispatcher:
         return await self._with_files(await self._keeper.delete_all(user, confirm))
 
     async def status(self) -> ServiceStatus:
-        return status_of(self._fleet, self._jobs.values(), self._clock() - self._opened)
+        return status_of(self._fleet, self._jobs.values(), self._clock() - self._opened, paused=self._room.paused)
 
     async def usage(self, user: str) -> Usage:
         return await self._store.usage(user, time.time())
@@ -216,6 +221,21 @@ class Dispatcher:
 
     async def revoke_api_key(self, key_id: str) -> ApiKey:
         return await self._store.keys.revoke(key_id, time.time())
+
+    async def stats(self) -> ServiceStats:
+        return stats_of(await self.status(), self._fleet, self._room.waiting(), self._recent)
+
+    async def active(self, limit: int) -> list[JobView]:
+        begun = [job for job in self._jobs.values() if not job.status.terminal and job.status is not JobStatus.QUEUED]
+        return [job.view() for job in [*begun, *self._room.waiting()][:limit]]
+
+    async def hold(self, paused: bool) -> None:
+        """Remembered before it takes effect. What is on a replica is finished."""
+        await self._store.remember(PAUSED, "yes" if paused else "no")
+        self._room.paused = paused
+        log.warning("the queue is paused" if paused else "the queue goes on", waiting=len(self._queue))
+        self._fill()
+        self._room.publish()
 
     async def listen(self, job_id: str, listener: Listener, after: int) -> Job:
         """Replays what was missed, then passes on what comes. Raises NotFound."""
@@ -306,7 +326,7 @@ class Dispatcher:
 
     def _fill(self) -> None:
         """Gives every free slot the next image in queue order."""
-        while not self._stopped and (job_id := self._queue.head()) is not None:
+        while not (self._stopped or self._room.paused) and (job_id := self._queue.head()) is not None:
             job = self._jobs[job_id]
             sole = 0 < job.crashes >= self._settings.queue.max_attempts - 1  # its last try
             if not self._placements.place(job, job.pending[0], partial(self._room.deadline_in, job), sole=sole):
@@ -416,6 +436,7 @@ class Dispatcher:
             await self._drop_pictures(job)
         await self._store.save(job.record())
         job.publish_end()
+        self._recent.add(job)
         self._jobs.ended(job)
 
     async def _drop_pictures(self, job: Job) -> None:

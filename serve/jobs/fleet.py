@@ -101,6 +101,9 @@ class Fleet:
             replica.placed.discard(task_id)
             replica.reserved = replica.reserved and bool(replica.placed)
 
+    def replicas(self) -> list[Replica]:
+        return sorted(self._replicas.values(), key=lambda replica: (replica.state.role, replica.state.replica_id))
+
     def ready(self, role: str) -> int:
         return sum(replica.state.phase is Phase.READY for replica in self._role(role))
 

@@ -169,6 +169,7 @@ class Job:
             error=stored.error if ended else None,
             parent_id=self.submission.parent_id,
             webhook=Delivery(job_id=self.id, url=url) if (url := self.submission.webhook_url) is not None else None,
+            preset=self.submission.preset,
         )
 
     def emit(self, kind: type[Event], **data: Any) -> None:

@@ -76,6 +76,11 @@ class Outboxes:
         cursor, events = await link.outbox.take(acknowledged if epoch == link.epoch else 0, timeout)
         return link.epoch, cursor, events
 
+    def wake(self) -> None:
+        """Every poll returns now."""
+        for link in self._links.values():
+            link.outbox.wake()
+
     def _link(self, gateway_id: str) -> _Link:
         if gateway_id not in self._links:
             self._links[gateway_id] = _Link(self._clock())

@@ -66,7 +66,7 @@ def first_row(record: JobRecord) -> dict[str, Any]:
         "user": submission.user,
         "version": VERSION,
         "submission": _SUBMISSION.dump_json(submission).decode(),
-        "search": searchable(submission.request.prompt),
+        "search": searchable(submission.own_prompt),
         "idempotency_key": submission.idempotency_key,
         "body_sha256": submission.body_sha256,
         "parent_id": submission.parent_id,

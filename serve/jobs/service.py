@@ -6,7 +6,17 @@ from collections.abc import AsyncIterator
 from typing import Protocol
 
 from serve.access.keys import ApiKey
-from serve.messages import AssetQuery, AssetView, Deletion, Event, JobQuery, JobView, ServiceStatus, Submission
+from serve.messages import (
+    AssetQuery,
+    AssetView,
+    Deletion,
+    Event,
+    JobQuery,
+    JobView,
+    ServiceStats,
+    ServiceStatus,
+    Submission,
+)
 from serve.quota import Usage
 
 
@@ -58,3 +68,11 @@ class ImageService(Protocol):
 
     async def revoke_api_key(self, key_id: str) -> ApiKey:
         """Raises NotFound."""
+
+    async def stats(self) -> ServiceStats: ...
+
+    async def active(self, limit: int) -> list[JobView]:
+        """Everybody's jobs that have not ended: those that have begun, then the others in serving order."""
+
+    async def hold(self, paused: bool) -> None:
+        """Paused, nothing more is placed until it is resumed, also after a restart; jobs are taken in all the same."""

@@ -15,7 +15,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from serve.errors import ConfigError, IdempotencyKeyReused, StaleWriter
-from serve.jobs import gallery, usage
+from serve.jobs import gallery, state, usage
 from serve.jobs.cached_rows import CachedRow, cached_rows
 from serve.jobs.commits import Batch, GroupCommit, Outcome
 from serve.jobs.deliveries import Deliveries
@@ -89,6 +89,12 @@ class JobStore(Protocol):
 
     @property
     def keys(self) -> SqlKeys: ...
+
+    async def remember(self, key: str, value: str) -> None:
+        """Of the service itself; returns after the commit."""
+
+    async def recall(self) -> dict[str, str]:
+        """All that was remembered."""
 
 
 class SqlJobStore:
@@ -188,6 +194,14 @@ class SqlJobStore:
     async def usage(self, user: str, at: float) -> Usage:
         return await self.look(partial(usage.used, user=user, at=at))
 
+    async def remember(self, key: str, value: str) -> None:
+        self._batch.state[key] = value
+        await self._batch.applying()
+
+    async def recall(self) -> dict[str, str]:
+        async with self._engine.connect() as connection:
+            return await state.read(connection)
+
     @property
     def _batch(self) -> Batch:
         assert self._writes is not None, "the store is not open"
@@ -204,6 +218,8 @@ class SqlJobStore:
             if batch.ended_before is not None:
                 await _forget(connection, jobs.c.completed_at < batch.ended_before)
                 await usage.prune(connection, time.time())
+            if batch.state:
+                await state.write(connection, batch.state)
             if batch.deletes:
                 await _forget(connection, jobs.c.id.in_(batch.deletes))
             outcomes = await _add(connection, batch.adds) if batch.adds else []

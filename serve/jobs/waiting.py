@@ -16,7 +16,7 @@ PAUSE_PER_POSITION_S, LONGEST_PAUSE_S = 0.25, 5.0
 
 
 class WaitingRoom:
-    """`moved` says that positions have changed since they were told last."""
+    """`moved` says that positions have changed since they were told last; `paused` that nothing is placed."""
 
     def __init__(
         self, queue: JobQueue, jobs: Mapping[str, Job], fleet: Fleet, clock: Callable[[], float] = time.monotonic
@@ -27,6 +27,7 @@ class WaitingRoom:
         self._clock = clock
         self._soft_deadlines = SoftDeadlines()
         self.moved = False
+        self.paused = False
 
     def enter(self, job: Job) -> None:
         """With all of its images."""
@@ -110,10 +111,10 @@ class WaitingRoom:
         The farther back the less often, every five seconds at least: a thousand that wait are not told of each one that
         overtakes them and is gone again.
         """
-        waiting = [job for job in map(self._jobs.__getitem__, self._queue) if job.status is JobStatus.QUEUED]
+        waiting = self.waiting()
         wanted = None if jobs is None else {job.id for job in jobs}
         begun = (job.work() for job in self._jobs.values() if job.status is JobStatus.RUNNING and job.end is None)
-        times = etas(begun, (job.work() for job in waiting), self._fleet.ready("denoiser"))
+        times = etas(begun, (job.work() for job in waiting), self._drawing())
         for position, (job, eta) in enumerate(zip(waiting, times, strict=True), 1):
             known = (position, len(waiting), eta is not None)
             before = job.position()
@@ -124,6 +125,14 @@ class WaitingRoom:
                 job.emit(Queued, position=position, length=len(waiting), eta_seconds=eta)
             else:
                 self.moved = True
+
+    def waiting(self) -> list[Job]:
+        """In serving order."""
+        return [job for job in map(self._jobs.__getitem__, self._queue) if job.status is JobStatus.QUEUED]
+
+    def _drawing(self) -> int:
+        """Replicas that take work now: nobody knows when a paused queue goes on."""
+        return 0 if self.paused else self._fleet.ready("denoiser")
 
     def _solo_s(self, job: Job) -> float:
         return solo_seconds(job.submission, self._fleet.times())

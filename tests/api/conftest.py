@@ -26,6 +26,7 @@ from serve.jobs.dispatcher import Dispatcher
 from serve.jobs.store import store_of
 from serve.local import LocalService, open_service
 from serve.messages import Generated, ImageRequest, Phase, ReplicaState, Submission, Task, TaskStepped
+from serve.presets.hot import hot_presets
 from serve.quota import Quota
 from serve.settings import Settings
 
@@ -71,7 +72,9 @@ async def service(settings) -> AsyncIterator[LocalService]:
 
 @session_fixture
 async def app(service, settings) -> FastAPI:
-    return create_app(service, service.assets, service.prompts, settings)
+    presets = hot_presets(settings)
+    await presets.open()
+    return create_app(service, service.assets, service.prompts, settings, presets=presets)
 
 
 @session_fixture

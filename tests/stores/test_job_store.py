@@ -230,3 +230,23 @@ async def test_sqlite_survives_a_power_cut_and_is_its_owners(tmp_path) -> None:
     assert pragmas == ["wal", 2]
     assert (tmp_path / "jobs.db").stat().st_mode & 0o077 == 0
     await store.close()
+
+
+async def test_what_the_service_remembers_outlives_it(store: SqlJobStore, settings: Settings) -> None:
+    assert await store.recall() == {}
+    await asyncio.gather(store.remember("paused", "yes"), store.remember("other", "☃"))
+    await store.remember("paused", "no")
+    again = await reopened(store, settings)
+    assert await again.recall() == {"paused": "no", "other": "☃"}
+    await again.close()
+
+
+async def test_a_stale_writer_changes_nothing_that_the_service_remembers(
+    store: SqlJobStore, settings: Settings
+) -> None:
+    newer = store_of(settings)
+    await newer.open()
+    with pytest.raises(StaleWriter):
+        await store.remember("paused", "yes")
+    assert await newer.recall() == {}
+    await newer.close()
