@@ -19,7 +19,8 @@ GENERATE, ASSETS = "/v1/images/generations", "/v1/assets"
 @pytest_asyncio.fixture(loop_scope="session")
 async def clean(client):
     """No pictures of earlier tests."""
-    await client.post(f"{ASSETS}/delete", json={"ids": [a["id"] for a in (await listed(client, limit=200))["data"]]})
+    while assets := (await listed(client, limit=200))["data"]:
+        await client.post(f"{ASSETS}/delete", json={"ids": [asset["id"] for asset in assets]})
 
 
 async def listed(client, **query):
