@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, delete, func, insert, literal, or_, select
+from sqlalchemy import ColumnElement, and_, delete, func, insert, literal, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from serve.errors import InvalidRequest
@@ -177,6 +177,12 @@ async def remove_strays(connection: AsyncConnection, ids: Sequence[str]) -> list
 async def due(connection: AsyncConnection, limit: int) -> list[str]:
     statement = select(removals.c.id).where(removals.c.due_at <= time.time()).order_by(removals.c.due_at).limit(limit)
     return list((await connection.execute(statement)).scalars())
+
+
+async def postpone(connection: AsyncConnection, ids: Sequence[str], due_at: float) -> None:
+    """Their files could not be removed."""
+    for chunk in _chunks(ids):
+        await connection.execute(update(removals).where(removals.c.id.in_(chunk)).values(due_at=due_at))
 
 
 async def removed(connection: AsyncConnection, ids: Sequence[str]) -> None:

@@ -25,6 +25,7 @@ ROUND_S = 60.0
 AT_ONCE = 1000
 RECONCILE_AFTER_S, RECONCILE_EVERY_S = 300.0, 6 * 3600.0
 SAFE_AGE_S = 3600.0  # a picture waits for its job's other pictures, and for the job store, before it has a row
+STUCK_S = 3600.0  # until files that cannot be removed are tried again
 UNLIKELY, MOST = 100, 10_000  # see _Findings
 
 
@@ -79,8 +80,23 @@ class Keeper:
         await self._retain()
         async with self._sweeping:  # by turns: nobody removes twice
             while ids := await self._store.look(partial(gallery.due, limit=AT_ONCE)):
-                await self._assets.delete(*ids)
-                await self._store.change(partial(gallery.removed, ids=ids))
+                stuck = await self._remove(ids)
+                await self._store.change(partial(gallery.removed, ids=[id for id in ids if id not in stuck]))
+                await self._store.change(partial(gallery.postpone, ids=stuck, due_at=time.time() + STUCK_S))
+
+    async def _remove(self, ids: list[str]) -> list[str]:
+        """Returns those whose files cannot be removed: they must not hold up all others."""
+        with suppress(OSError):
+            await self._assets.delete(*ids)
+            return []
+        stuck = []
+        for id in ids:
+            try:
+                await self._assets.delete(id)
+            except OSError as error:
+                log.error("a picture's files cannot be removed", asset_id=id, error=str(error))
+                stuck.append(id)
+        return stuck
 
     async def _retain(self) -> None:
         age, most = self._retention.max_age_s, self._retention.max_bytes

@@ -79,7 +79,10 @@ class JobStore(Protocol):
         """Forgets jobs that ended before this Unix time."""
 
     async def change(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
-        """Does something else in the next transaction, and answers after the commit. Raises Unavailable."""
+        """Does something else in the next transaction, and answers after the commit.
+
+        `work` raises nothing, lest it fail others in the same commit: a refusal is its answer. Raises Unavailable.
+        """
 
     async def look(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
         """Reads in a transaction of its own."""

@@ -1,5 +1,6 @@
 """Your pictures over HTTP: the list, thumbnails, metadata, and what is left of a job when they are deleted."""
 
+import asyncio
 import hashlib
 import json
 from dataclasses import replace
@@ -18,8 +19,11 @@ GENERATE, ASSETS = "/v1/images/generations", "/v1/assets"
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def clean(client):
-    """No pictures of earlier tests."""
-    await client.post(f"{ASSETS}/delete", json={"ids": [a["id"] for a in (await listed(client, limit=200))["data"]]})
+    """No pictures of earlier tests, some of which leave jobs that still run."""
+    while (queue := (await client.get("/v1/queue")).json())["depth"] + queue["running"]:
+        await asyncio.sleep(0.05)
+    while assets := (await listed(client, limit=200))["data"]:
+        await client.post(f"{ASSETS}/delete", json={"ids": [asset["id"] for asset in assets]})
 
 
 async def listed(client, **query):

@@ -67,7 +67,16 @@ async def test_waiting_brings_the_finished_job(client, fox):
     assert set(done["timings"]) == {"queue_ms", "encode_ms", "denoise_ms", "decode_ms", "total_ms"}
     assert done["timings"]["denoise_ms"] > 0
     [image] = done["result"]["images"]
-    assert set(image) == {"asset_id", "url", "seed", "width", "height", "format", "bytes"}
+    assert set(image) - {"deleted"} == {
+        "asset_id",
+        "url",
+        "thumbnail_url",
+        "seed",
+        "width",
+        "height",
+        "format",
+        "bytes",
+    }
     assert len((await client.get(image["url"])).content) == image["bytes"]
 
 

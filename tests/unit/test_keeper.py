@@ -225,6 +225,21 @@ async def test_the_keeper_goes_on_when_the_store_was_away(tmp_path: Path, monkey
         await _until_gone(life)
 
 
+async def test_files_that_cannot_be_removed_hold_up_no_others(tmp_path: Path) -> None:
+    async with Gallery(tmp_path) as life:
+        stuck, other = await life.draw(n=2)
+        folder = tmp_path / "assets" / "images" / stuck[:4] / stuck[4:6]
+        os.unlink(folder / f"{stuck}.json")
+        os.mkdir(folder / f"{stuck}.json")
+        deletion = await life.jobs.delete_assets("u", (stuck, other))
+        assert deletion.deleted == (stuck, other)
+        assert await life.stored() == [stuck]
+        os.rmdir(folder / f"{stuck}.json")
+        await life.jobs._store.change(partial(gallery.postpone, ids=[stuck], due_at=0.0))
+        await life.keeper.sweep()
+        assert await life.stored() == []
+
+
 async def test_a_job_of_another_user_is_unknown(tmp_path: Path) -> None:
     async with Gallery(tmp_path) as life:
         ids = await life.draw(user="a")
