@@ -5,7 +5,8 @@ PORT ?=
 DATA ?=
 PYTEST_ARGS ?=
 PIP_ARGS ?=
-APT_PACKAGES := postgresql
+APT_PACKAGES := postgresql slapd nodejs npm prometheus
+NPM_PACKAGES := oidc-provider@9.13.3
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -38,10 +39,11 @@ check: $(INSTALLED) ## lint, format, types, import directions, docs
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -q tests/test_docs.py
 
-test-deps: ## what tests need beyond Python packages, from Debian
+test-deps: ## what tests need beyond Python packages, from Debian and npm
 ifneq ($(strip $(APT_PACKAGES)),)
 	$(SUDO) apt-get update -q
 	$(SUDO) apt-get install -qy --no-install-recommends $(APT_PACKAGES)
+	npm install --prefix .npm --no-audit --no-fund $(NPM_PACKAGES)
 else
 	@echo "nothing is needed"
 endif

@@ -13,6 +13,7 @@ import argparse
 import asyncio
 import contextlib
 import http.client
+import itertools
 import json
 import platform
 import signal
@@ -29,13 +30,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from serve.engine import codec
-from serve.engine.engine import Engine, Generation
+from serve.engine.embeddings import RememberingEncoder
+from serve.engine.engine import Engine
+from serve.engine.flight import Generation
 from serve.engine.open import Placement, open_engine, open_text_encoder
-from serve.engine.text import TextEncoder
 from serve.settings import EMBEDDED_FOLDER, Settings
 
-PROMPT, SIDE_PX, STEPS = "a red fox on a yellow background", 128, 8
+PROMPT, SIDE_PX, STEPS = "a red fox on a yellow background, number {}", 128, 8
 CONCURRENCY = (1, 16)
+
+numbers = itertools.count()  # nobody has encoded such a prompt before
 
 Draw = Callable[[int], Awaitable[object]]
 
@@ -54,12 +58,12 @@ class Round:
 @dataclass(frozen=True, slots=True)
 class Bare:
     engine: Engine
-    text_encoder: TextEncoder
+    text_encoder: RememberingEncoder
     files: ThreadPoolExecutor
 
     async def draw(self, seed: int) -> None:
-        loop = asyncio.get_running_loop()
-        (embedding,) = await loop.run_in_executor(self.files, self.text_encoder.encode, [PROMPT])
+        loop, prompt = asyncio.get_running_loop(), PROMPT.format(next(numbers))
+        (embedding,) = await loop.run_in_executor(self.files, self.text_encoder.encode, [prompt])
         generation = Generation(
             id=f"{seed}",
             height=SIDE_PX,
@@ -74,9 +78,8 @@ class Bare:
             alone=False,
             preview_steps=frozenset(),
         )
-        denoised = await self.engine.denoise(generation, lambda *_: None)
-        (pixels,) = await self.engine.decode([denoised.latents])
-        await loop.run_in_executor(self.files, codec.encode, pixels, "png")
+        drawn = await self.engine.draw(generation, lambda *_: None)
+        await loop.run_in_executor(self.files, codec.encode, drawn.pixels, "png")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +91,8 @@ class Served:
         await asyncio.get_running_loop().run_in_executor(self.clients, self._ask, seed)
 
     def _ask(self, seed: int) -> None:
-        body = json.dumps({"prompt": PROMPT, "size": f"{SIDE_PX}x{SIDE_PX}", "seed": seed})
+        prompt = PROMPT.format(next(numbers))
+        body = json.dumps({"prompt": prompt, "size": f"{SIDE_PX}x{SIDE_PX}", "seed": seed, "cache": "skip"})
         with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.port)) as connection:
             connection.request("POST", "/v1/images/generations", body, {"Accept": "image/png"})
             answer = connection.getresponse()

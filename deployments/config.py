@@ -3,40 +3,25 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import json
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
 from ray.serve.schema import ServeDeploySchema
 
+from serve.document import Document, Key, NoDocument, Problem, read_text, suggestion
 from serve.errors import ConfigError
+from serve.presets.catalog import check_file, problems_of
+from serve.presets.hot import NAME as PRESETS
 from serve.settings import Settings
 
 IMPORT_PATH = "deployments.app:build"
 DEPLOYMENTS = ("Gateway", "Dispatcher", "TextEncoder", "Denoiser")
-
-Key = tuple[str | int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """`line` counts from 1; `key` is the full path, such as `applications[0].args.model`."""
-
-    file: str
-    line: int
-    key: str
-    message: str
-    hint: str | None = None
-
-    def __str__(self) -> str:
-        where = f"{self.file}:{self.line}: {self.key}" if self.key else f"{self.file}:{self.line}"
-        return f"{where}: {self.message}" + (f"; {self.hint}" if self.hint else "")
+HOT = (PRESETS,)  # what a Gateway's `user_config` may hold
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,17 +36,11 @@ class Served:
 def check(path: Path) -> list[Problem]:
     """Everything that is wrong with a file, in the order of its lines."""
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
-        return [Problem(str(path), 1, "", f"cannot be read: {reason}", "config/serve.yaml is the one to begin with")]
-    try:
-        document = _Document(str(path), text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        reason = getattr(error, "problem", None) or str(error)
-        return [Problem(str(path), mark.line + 1 if mark else 1, "", f"is not YAML: {reason}")]
-    return sorted(document.problems(), key=lambda problem: problem.line)
+        document = Document(str(path), read_text(path, str(path), "config/serve.yaml is the one to begin with"))
+    except NoDocument as error:
+        return [error.problem]
+    found = sorted(_problems(document), key=lambda problem: problem.line)
+    return found or _hot_problems(document)
 
 
 def read(path: Path) -> Served:
@@ -83,123 +62,59 @@ def render(path: Path, port: int | None = None, data: Path | None = None) -> str
     for application in config["applications"]:
         args = application.get("args") or {}
         folder = data or Path(args.get("data") or Settings().data)
-        application["args"] = args | {"data": str(folder.expanduser().absolute())}
+        application["args"] = args | {"data": str(folder.expanduser().absolute())} | _absolute_presets(args)
     return yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
 
 
-class _Document:
-    """A parsed file that remembers on which line each key is."""
-
-    def __init__(self, file: str, text: str) -> None:
-        self._file = file
-        self._lines: dict[Key, int] = {}
-        self._twice: list[Key] = []
-        self._data = yaml.safe_load(text)
-        self._locate(yaml.compose(text, Loader=yaml.SafeLoader), ())
-
-    def problems(self) -> Iterator[Problem]:
-        if not isinstance(self._data, dict):
-            yield self._problem((), "is empty" if self._data is None else "is not a mapping", "see config/serve.yaml")
-            return
-        for key in self._twice:
-            yield self._problem(key, "is given twice; only the last one would count", "remove one")
-        yield from self._check(ServeDeploySchema, self._data, ())
-        applications = self._data.get("applications")
-        if not isinstance(applications, list) or len(applications) != 1:
-            yield self._problem(("applications",), "holds the one application of this project", "see config/serve.yaml")
-            return
-        yield from self._check_application(applications[0], ("applications", 0))
-
-    def _check_application(self, application: Any, at: Key) -> Iterator[Problem]:
-        if not isinstance(application, dict):
-            return
-        if application.get("import_path") not in (None, IMPORT_PATH):
-            found = application["import_path"]
-            yield self._problem((*at, "import_path"), f"is {found!r}", f"it must be {IMPORT_PATH}")
-        yield from self._check(Settings, application.get("args") or {}, (*at, "args"))
-        for i, deployment in enumerate(application.get("deployments") or []):
-            name = deployment.get("name") if isinstance(deployment, dict) else None
-            if name is not None and name not in DEPLOYMENTS:
-                hint = _suggestion(str(name), DEPLOYMENTS) or f"they are {', '.join(DEPLOYMENTS)}"
-                yield self._problem((*at, "deployments", i, "name"), f"there is no deployment {name!r}", hint)
-
-    def _check(self, model: type[BaseModel], value: Any, at: Key) -> Iterator[Problem]:
-        yield from self._unknown_keys(model, value, at)
-        yield from self._bad_values(model, value, at)
-
-    def _unknown_keys(self, model: type[BaseModel], value: Any, at: Key) -> Iterator[Problem]:
-        """Of `value` and all that is nested in it. Dicts that Ray takes unseen are validated here."""
-        if not isinstance(value, dict):
-            return
-        for key, inner in value.items():
-            field = model.model_fields.get(str(key))
-            if field is None:
-                yield self._problem((*at, key), "unknown key", _suggestion(str(key), tuple(model.model_fields)))
-                continue
-            nested, unseen = _nested_model(field.annotation)
-            if nested is None:
-                continue
-            entries = enumerate(inner) if isinstance(inner, list) else [(None, inner)]
-            for i, entry in entries:
-                place = (*at, key) if i is None else (*at, key, i)
-                check = self._check if unseen and isinstance(entry, dict) else self._unknown_keys
-                yield from check(nested, entry, place)
-
-    def _bad_values(self, model: type[BaseModel], value: Any, at: Key) -> Iterator[Problem]:
-        try:
-            model.model_validate(value)
-        except ValidationError as error:
-            told = set()
-            for fault in error.errors():
-                key = self._existing(at, fault["loc"], missing=fault["type"] == "missing")
-                if fault["type"] != "extra_forbidden" and key not in told:
-                    told.add(key)
-                    yield self._problem(key, fault["msg"].removeprefix("Value error, "))
-
-    def _existing(self, at: Key, location: Key, missing: bool) -> Key:
-        """The part of pydantic's location that is in the file; it also names members of unions."""
-        key = at
-        for part in location:
-            if (*key, part) not in self._lines:
-                return (*key, part) if missing and part == location[-1] else key
-            key = (*key, part)
-        return key
-
-    def _problem(self, key: Key, message: str, hint: str | None = None) -> Problem:
-        line = next((self._lines[key[:n]] for n in range(len(key), 0, -1) if key[:n] in self._lines), 1)
-        return Problem(self._file, line, _path(key), message, hint)
-
-    def _locate(self, node: yaml.Node | None, at: Key) -> None:
-        if isinstance(node, yaml.SequenceNode):
-            for i, item in enumerate(node.value):
-                self._lines[*at, i] = item.start_mark.line + 1
-                self._locate(item, (*at, i))
-        elif isinstance(node, yaml.MappingNode):
-            for key, value in node.value:
-                place = (*at, key.value)
-                if place in self._lines:
-                    self._twice.append(place)
-                self._lines[place] = key.start_mark.line + 1
-                self._locate(value, place)
+def _hot_problems(document: Document) -> list[Problem]:
+    """Of hot files: where the Gateways' `user_config` gives one it counts, else the file that the settings name."""
+    application = document.data["applications"][0]
+    settings = Settings.model_validate(application.get("args") or {})
+    at, given = _user_config(application)
+    found = [document.problem((*at, name), "unknown key", suggestion(name, HOT)) for name in given if name not in HOT]
+    if PRESETS in given:
+        found += problems_of(document, given[PRESETS], (*at, PRESETS), settings)
+    elif settings.presets is not None:
+        found += check_file(settings.presets, settings)
+    return found
 
 
-def _nested_model(annotation: Any) -> tuple[type[BaseModel] | None, bool]:
-    """The pydantic model in an annotation, and whether Ray would also take any dict in its place."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation, False
-    parts = [_nested_model(part) for part in get_args(annotation)]
-    nested = next((model for model, _ in parts if model), None)
-    loose = any(get_origin(part) is dict or part is dict for part in get_args(annotation))
-    return nested, nested is not None and (loose or any(unseen for _, unseen in parts))
+def _user_config(application: dict[str, Any]) -> tuple[Key, dict[str, Any]]:
+    for i, deployment in enumerate(application.get("deployments") or []):
+        if deployment["name"] == "Gateway":
+            return ("applications", 0, "deployments", i, "user_config"), deployment.get("user_config") or {}
+    return (), {}
 
 
-def _suggestion(key: str, valid: tuple[str, ...]) -> str | None:
-    close = difflib.get_close_matches(key, valid, n=1, cutoff=0.6)
-    return f"did you mean {close[0]!r}?" if close else None
+def _absolute_presets(args: dict[str, Any]) -> dict[str, str]:
+    presets = Settings.model_validate(args).presets
+    return {} if presets is None else {"presets": str(presets.expanduser().absolute())}
 
 
-def _path(key: Key) -> str:
-    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in key).removeprefix(".")
+def _problems(document: Document) -> Iterator[Problem]:
+    yield from document.outline("see config/serve.yaml")
+    if not isinstance(document.data, dict):
+        return
+    yield from document.check(ServeDeploySchema, document.data)
+    applications = document.data.get("applications")
+    if not isinstance(applications, list) or len(applications) != 1:
+        yield document.problem(("applications",), "holds the one application of this project", "see config/serve.yaml")
+        return
+    yield from _check_application(document, applications[0], ("applications", 0))
+
+
+def _check_application(document: Document, application: Any, at: Key) -> Iterator[Problem]:
+    if not isinstance(application, dict):
+        return
+    if application.get("import_path") not in (None, IMPORT_PATH):
+        found = application["import_path"]
+        yield document.problem((*at, "import_path"), f"is {found!r}", f"it must be {IMPORT_PATH}")
+    yield from document.check(Settings, application.get("args") or {}, (*at, "args"))
+    for i, deployment in enumerate(application.get("deployments") or []):
+        name = deployment.get("name") if isinstance(deployment, dict) else None
+        if name is not None and name not in DEPLOYMENTS:
+            hint = suggestion(str(name), DEPLOYMENTS) or f"they are {', '.join(DEPLOYMENTS)}"
+            yield document.problem((*at, "deployments", i, "name"), f"there is no deployment {name!r}", hint)
 
 
 def main() -> None:

@@ -1,25 +1,20 @@
-"""The process that owns a GPU: the step loop, decoding batched by Ray Serve, files, and the asset store."""
+"""The process that owns a GPU: the step loop, files, and the asset store."""
 
 from __future__ import annotations
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ray import serve
-
+from deployments import nodes
 from deployments.replica import Membership, replica_id
-from serve.assets.store import LocalAssets
+from serve.assets.open import open_assets
 from serve.messages import Generated, Phase, ReplicaState, Task
 from serve.settings import Settings
 
 if TYPE_CHECKING:  # heavy imports belong to the replica, not to the process that wires the application
-    from torch import Tensor
-
-    from serve.engine.decode import Pixels
     from serve.engine.engine import Engine
     from serve.engine.text import Embedding
 
@@ -27,8 +22,10 @@ STUCK_S = 120.0  # far longer than any step; a device that answers nothing for s
 
 
 class Denoiser:
-    async def __init__(self, settings: Settings, folder: Path) -> None:  # type: ignore[misc]  # Ray Serve awaits it
+    async def __init__(self, settings: Settings, folder: Path, node: str | None = None) -> None:  # type: ignore[misc]  # Ray Serve awaits it
+        nodes.stay(node)
         from serve.engine.generator import Generator  # noqa: PLC0415
+        from serve.engine.gpu import gpu_of  # noqa: PLC0415
         from serve.engine.identity import identity_of  # noqa: PLC0415
         from serve.engine.open import Placement, open_engine  # noqa: PLC0415
 
@@ -44,10 +41,10 @@ class Denoiser:
         self._engine: Engine = await asyncio.to_thread(
             open_engine, settings, folder, placement, lambda done: self._membership.progress(Phase.WARMING_UP, done)
         )
-        self._decode.set_max_batch_size(settings.scheduler.decode_batch)
-        self._generator = Generator(
-            self._engine, self._decode, LocalAssets(settings.data / "assets"), ThreadPoolExecutor(2, "files")
-        )
+        self._engine.recorder = self._membership.recorder
+        self._gpu = gpu_of(placement.device)
+        self._cap_px = settings.cap_px
+        self._generator = Generator(self._engine, open_assets(settings), ThreadPoolExecutor(2, "files"), settings)
         identity = await asyncio.to_thread(identity_of, folder, str(placement))
         self._membership.ready(replace(state, engine=identity), self._measured)
 
@@ -62,19 +59,11 @@ class Denoiser:
         return generated
 
     async def check_health(self) -> None:
+        if self._engine.lost:
+            raise RuntimeError("the device is lost")
         silent_s = self._engine.silent_s()
         if silent_s > STUCK_S:
             raise RuntimeError(f"the engine has not moved for {silent_s:.0f} s")
 
-    @serve.batch(max_batch_size=4, batch_wait_timeout_s=0.0)  # type: ignore[untyped-decorator]
-    async def _decode(self, latents: list[Tensor]) -> list[Pixels]:
-        """Those that finished in one step are decoded together, shape by shape."""
-        order = sorted(range(len(latents)), key=lambda i: latents[i].shape)
-        pixels: dict[int, Pixels] = {}
-        for _, group in groupby(order, key=lambda i: latents[i].shape):
-            members = list(group)
-            pixels.update(zip(members, await self._engine.decode([latents[i] for i in members]), strict=True))
-        return [pixels[i] for i in range(len(latents))]
-
     def _measured(self, state: ReplicaState) -> ReplicaState:
-        return replace(state, step_times=self._engine.times.to_table())
+        return replace(self._engine.report(state, self._cap_px), gpu=self._gpu.state() if self._gpu else None)

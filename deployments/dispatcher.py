@@ -2,47 +2,92 @@
 
 from __future__ import annotations
 
-import secrets
+import asyncio
+from dataclasses import replace
 
+import structlog
 from ray.serve.handle import DeploymentHandle
 
+from deployments import nodes
+from deployments.host import bound_host
 from deployments.remote import RemoteBackend
 from serve import logs
-from serve.assets.store import LocalAssets
+from serve.access.keys import ApiKey
+from serve.api.webhooks import open_courier
+from serve.assets.open import open_assets
 from serve.jobs.dispatcher import Dispatcher as Jobs
-from serve.jobs.outbox import Outbox
+from serve.jobs.outboxes import Outboxes
 from serve.jobs.store import store_of
-from serve.messages import Event, JobQuery, JobView, ReplicaState, ServiceStatus, Submission, TaskReport
+from serve.messages import (
+    AssetQuery,
+    AssetView,
+    Deletion,
+    Event,
+    JobQuery,
+    JobView,
+    ReplicaState,
+    ServiceStats,
+    ServiceStatus,
+    Submission,
+    Tally,
+    TaskReport,
+)
+from serve.quota import Usage
 from serve.settings import Settings
 
+log = structlog.get_logger()
 POLL_S = 2.0  # short enough not to hold up a shutdown
+GATEWAYS_TELL_S = 2.0  # one that does not poll within this time has died, or has nothing to do with its time
 
 
 class Dispatcher:
-    async def __init__(self, settings: Settings, text_encoder: DeploymentHandle, denoiser: DeploymentHandle) -> None:  # type: ignore[misc]  # Ray Serve awaits it
+    async def __init__(  # type: ignore[misc]  # Ray Serve awaits it
+        self, settings: Settings, text_encoder: DeploymentHandle, denoiser: DeploymentHandle, node: str | None = None
+    ) -> None:
+        nodes.stay(node)
+        self._node = node
+        self._warnings: tuple[str, ...] = ()
         logs.configure(settings.log_format)
-        assets = LocalAssets(settings.data / "assets")
-        self._jobs = Jobs(settings, RemoteBackend(text_encoder, denoiser), store_of(settings), assets)
+        store = store_of(settings)
+        self._jobs = Jobs(settings, RemoteBackend(text_encoder, denoiser), store, open_assets(settings))
         await self._jobs.open()
-        self._epoch = secrets.token_hex(8)
-        self._outboxes: dict[str, Outbox] = {}
+        await self._jobs.check_way_in(await bound_host())
+        self._webhooks = open_courier(settings, store, self._jobs.accounting.webhook)
+        self._webhooks.open()
+        self._outboxes = Outboxes(self._jobs)
+        self._announced = 0
 
     # --- from Gateways
 
-    async def submit(self, submission: Submission, gateway_id: str) -> str:
-        """The Gateway watches the job from the start, unless it is an earlier one."""
+    async def submit(self, submission: Submission, gateway_id: str, ticket: int) -> tuple[str, list[Event]]:
+        """The Gateway watches the job from the start, unless it is an earlier one; one that has ended is told here."""
         job_id = await self._jobs.submit(submission)
-        if job_id == submission.job_id:
-            await self.watch(job_id, gateway_id)
-        return job_id
+        if job_id != submission.job_id:
+            return job_id, []
+        told = await self._jobs.told(job_id)
+        if not told:
+            await self.watch(job_id, gateway_id, ticket)
+        return job_id, told
 
-    async def watch(self, job_id: str, gateway_id: str) -> None:
-        await self._jobs.listen(job_id, self._outbox(gateway_id).put, after=0)
+    async def watch(self, job_id: str, gateway_id: str, ticket: int) -> None:
+        await self._outboxes.watch(job_id, gateway_id, ticket)
 
-    async def poll(self, gateway_id: str, acknowledged: int) -> tuple[str, int, list[Event]]:
-        """A long poll: the Dispatcher's epoch, the new cursor, and the events since the acknowledged one."""
-        cursor, events = await self._outbox(gateway_id).take(acknowledged, POLL_S)
-        return self._epoch, cursor, events
+    async def poll(
+        self, gateway_id: str, epoch: str, acknowledged: int, left: dict[str, int], tally: Tally | None
+    ) -> tuple[str, int, list[Event], int]:
+        """A long poll, see Outboxes. Last, how often hot files were announced: at another number a Gateway looks."""
+        self._jobs.counted(gateway_id, tally)
+        return *await self._outboxes.poll(gateway_id, epoch, acknowledged, left, POLL_S), self._announced
+
+    async def metrics(self, gateway_id: str, tally: Tally | None) -> str:
+        """With what this Gateway has counted until now, and all others."""
+        self._jobs.counted(gateway_id, tally)
+        await self._outboxes.polled_again(without=gateway_id, timeout=GATEWAYS_TELL_S)
+        return await self._jobs.metrics()
+
+    async def announce_config(self) -> None:
+        self._announced += 1
+        self._outboxes.wake()
 
     async def cancel(self, job_id: str) -> None:
         await self._jobs.cancel(job_id)
@@ -56,22 +101,62 @@ class Dispatcher:
     async def delete(self, job_id: str) -> JobView:
         return await self._jobs.delete(job_id)
 
+    async def find_assets(self, query: AssetQuery) -> list[AssetView]:
+        return await self._jobs.find_assets(query)
+
+    async def delete_assets(self, user: str | None, ids: tuple[str, ...]) -> Deletion:
+        return await self._jobs.delete_assets(user, ids)
+
+    async def delete_all_assets(self, user: str, confirm: int | None) -> Deletion:
+        return await self._jobs.delete_all_assets(user, confirm)
+
     async def status(self) -> ServiceStatus:
-        return await self._jobs.status()
+        return replace(await self._jobs.status(), warnings=self._warnings)
+
+    async def usage(self, user: str) -> Usage:
+        return await self._jobs.usage(user)
+
+    async def api_keys(self) -> list[ApiKey]:
+        return await self._jobs.api_keys()
+
+    async def add_api_key(self, key: ApiKey) -> None:
+        await self._jobs.add_api_key(key)
+
+    async def revoke_api_key(self, key_id: str) -> ApiKey:
+        return await self._jobs.revoke_api_key(key_id)
+
+    async def stats(self) -> ServiceStats:
+        return await self._jobs.stats()
+
+    async def active(self, limit: int) -> list[JobView]:
+        return await self._jobs.active(limit)
+
+    async def hold(self, paused: bool) -> None:
+        await self._jobs.hold(paused)
 
     # --- from Ray Serve
+
+    async def __del__(self) -> None:
+        """Called by Ray Serve when it replaces or ends this replica without haste."""
+        await self._jobs.close()
+
+    async def hand_back(self) -> None:
+        """Before everything is stopped at once: jobs that then lose their replica are not to blame."""
+        await self._jobs.hand_back()
 
     async def check_health(self) -> None:
         """One that lost the store to another Dispatcher is replaced."""
         await self._jobs.check()
+        warnings = await asyncio.to_thread(nodes.warnings, self._node)
+        for warning in set(warnings) - set(self._warnings):
+            log.error(warning)
+        self._warnings = warnings
 
     # --- from GPU replicas
 
-    async def heartbeat(self, state: ReplicaState) -> None:
+    async def heartbeat(self, state: ReplicaState, tally: Tally | None = None) -> None:
         self._jobs.heartbeat(state)
+        self._jobs.counted(state.replica_id, tally)
 
     async def report(self, reports: list[TaskReport]) -> None:
         self._jobs.report(reports)
-
-    def _outbox(self, gateway_id: str) -> Outbox:
-        return self._outboxes.setdefault(gateway_id, Outbox())

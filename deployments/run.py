@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import fcntl
 import http.client
 import json
@@ -15,8 +16,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,8 +25,12 @@ from typing import TYPE_CHECKING
 import yaml
 
 from deployments.leftovers import end, watch
+from serve.access_settings import is_loopback
+from serve.assets.open import check_assets
 from serve.errors import ConfigError, ZImageError
+from serve.jobs.keys import check_way_in, opened_keys
 from serve.port import check_port
+from serve.settings import Settings
 from serve.weights import bytes_of, resolve, verify
 
 if TYPE_CHECKING:
@@ -35,7 +40,10 @@ ROOT = Path(__file__).parents[1]
 OBJECT_STORE_BYTES = 200 << 20
 POLL_S = 0.25
 STOP_S = 8.0
+HAND_BACK_S = 4.0
 FOLDER = "/tmp/zimage-{port}"  # short: the paths of Ray's sockets end at 107 bytes
+
+STOPS = (signal.SIGINT, signal.SIGTERM)
 
 _stop = threading.Event()
 
@@ -60,8 +68,8 @@ def main() -> None:
     parser.add_argument("--port", type=int, help="instead of http_options.port")
     parser.add_argument("--data", type=Path, help="instead of args.data")
     options = parser.parse_args()
-    _set_environment()
-    for signum in (signal.SIGINT, signal.SIGTERM):
+    set_environment()
+    for signum in STOPS:
         signal.signal(signum, _interrupt)
     try:
         run(options.config, options.port, options.data)
@@ -99,8 +107,16 @@ def prepare(config: Path, port: int | None, data: Path | None) -> Start:
     verify(folder)
     where = (data or served.settings.data).expanduser()
     check_writable(where)
+    check_assets(served.settings)
+    asyncio.run(_check_way_in(served.settings.model_copy(update={"data": where}), served.host))
     summary = f"{config}: model {served.settings.model} ({bytes_of(folder) / 1e6:,.1f} MB), data in {where.absolute()}"
     return Start(served.host, port or served.port, render(config, port, data), summary)
+
+
+async def _check_way_in(settings: Settings, host: str) -> None:
+    if not is_loopback(host) and settings.access.mode != "open":
+        async with opened_keys(settings) as keys:
+            await check_way_in(settings, host, keys)
 
 
 def check_writable(folder: Path) -> None:
@@ -115,7 +131,7 @@ def check_writable(folder: Path) -> None:
         ) from None
 
 
-def _set_environment() -> None:
+def set_environment() -> None:
     """For this process before it imports Ray, and for all that Ray starts."""
     for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN"):
         os.environ.pop(name, None)
@@ -164,6 +180,8 @@ def _ray() -> Iterator[None]:
     from ray import serve  # noqa: PLC0415
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)  # Ray's own handler would print its stack and abort
+    os.register_at_fork(after_in_child=_unblock_stops)
     ray.init(
         address="local",
         namespace="serve",
@@ -171,16 +189,42 @@ def _ray() -> Iterator[None]:
         object_store_memory=OBJECT_STORE_BYTES,
         logging_level="WARNING",
     )
-    signal.signal(signal.SIGTERM, _interrupt)  # again: Ray sets a handler of its own
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
+        _unblock_stops()
         yield
     finally:
         print("stopping", flush=True)  # and no more: Ray reports its own end as failures
         with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
-            stopping = threading.Thread(target=serve.shutdown, daemon=True)
-            stopping.start()
-            stopping.join(STOP_S)
+            in_time = _within(HAND_BACK_S, _hand_back) and _within(STOP_S, serve.shutdown)
+        if not in_time:  # Ray would abort this process under a call that still runs; `watch` ends what is left
+            print("stopped", flush=True)
+            os._exit(0)
+        with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
             ray.shutdown()
+
+
+def _unblock_stops() -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
+
+
+def _within(seconds: float, work: Callable[[], None]) -> bool:
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return not thread.is_alive()
+
+
+def _hand_back() -> None:
+    """Jobs whose replicas are about to be stopped go on at the next start, and are not blamed for the end of this."""
+    from ray import serve  # noqa: PLC0415
+    from ray.exceptions import RayError  # noqa: PLC0415
+
+    application = serve.status().applications.get("zimage")
+    dispatcher = application.deployments.get("Dispatcher") if application else None
+    if dispatcher is not None and dispatcher.replica_states.get("RUNNING"):
+        with suppress(RayError, TimeoutError):  # it is not there any more, or does not answer
+            serve.get_deployment_handle("Dispatcher", "zimage").hand_back.remote().result(timeout_s=HAND_BACK_S - 1)
 
 
 def _interrupt(*_: object) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from ray import serve
 
+from deployments import nodes
 from deployments.replica import Membership, replica_id
 from serve.messages import Phase, ReplicaState
 from serve.settings import Settings
@@ -23,12 +24,14 @@ WARM_UP = ["a", "a red fox on a yellow background " * 20]
 
 
 class TextEncoder:
-    async def __init__(self, settings: Settings, folder: Path) -> None:  # type: ignore[misc]  # Ray Serve awaits it
+    async def __init__(self, settings: Settings, folder: Path, node: str | None = None) -> None:  # type: ignore[misc]  # Ray Serve awaits it
+        nodes.stay(node)
         from serve.engine.open import Placement, open_text_encoder  # noqa: PLC0415
 
         placement = Placement.choose(settings)
         state = ReplicaState(replica_id=replica_id(), role="text_encoder", phase=Phase.LOADING, device=str(placement))
         membership = Membership(settings, state)
+        self._recorder = membership.recorder
         self._device = ThreadPoolExecutor(1, "device")
         self._idle = asyncio.Event()
         self._idle.set()
@@ -41,6 +44,8 @@ class TextEncoder:
     async def encode(self, prompt: str) -> Embedding:
         """One prompt's embedding [L, C]. Callers wait here while the device is busy, and so enter the next batch
         together: Ray Serve forms batches eagerly and never merges those that wait."""
+        if (known := self._encoder.find(prompt)) is not None:
+            return known
         while not self._idle.is_set():
             await self._idle.wait()
         embedding: Embedding = await self._encode(prompt)
@@ -49,6 +54,7 @@ class TextEncoder:
     @serve.batch(max_batch_size=8, batch_wait_timeout_s=0.0)  # type: ignore[untyped-decorator]
     async def _encode(self, prompts: list[str]) -> list[Embedding]:
         self._idle.clear()
+        self._recorder.observe("zimage_batch_size", len(prompts), "encode")
         try:
             return await self._on_device(self._encoder.encode, prompts)
         finally:

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from serve.cli_keys import keys
 from serve.errors import ConfigError, ZImageError
 
 app = typer.Typer(
@@ -17,6 +18,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+app.add_typer(keys, name="keys")
 
 CONFIG = Path("config/serve.yaml")
 
@@ -41,14 +44,39 @@ def main() -> None:
 def doctor(
     config: Annotated[Path, typer.Option(help="The file that you start with.")] = CONFIG,
     as_json: Annotated[bool, typer.Option("--json", help="A list of {check, status, detail, fix}.")] = False,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Start the real thing too: weights, a picture, stores, Ray.")
+    ] = False,
 ) -> None:
     """Check this machine and a config file; exit code 1 when something would stop the start."""
     from serve.doctor import examine, render  # noqa: PLC0415
 
     findings = examine(config)
+    if deep:
+        from serve.deep import examine_deeply  # noqa: PLC0415
+
+        findings += examine_deeply(config)
     typer.echo(render(findings, as_json=as_json))
     if any(finding.status == "fail" for finding in findings):
         raise typer.Exit(1)
+
+
+@app.command()
+def top(
+    url: Annotated[str, typer.Option(help="Of the running service.")] = "http://127.0.0.1:8000",
+    key: Annotated[str | None, typer.Option(envvar="ZIMAGE_API_KEY", help="API key, where access is on.")] = None,
+    every: Annotated[float, typer.Option(min=0.2, help="Seconds between two looks.")] = 1.0,
+    rows: Annotated[int, typer.Option(min=1, max=1000, help="Jobs that are shown.")] = 20,
+    once: Annotated[bool, typer.Option("--once", help="Look once and end.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Look once: what the API tells, as JSON.")] = False,
+) -> None:
+    """Watch a running service: replicas, queue, rates. Ctrl-C ends it."""
+    from serve.top import top as watch  # noqa: PLC0415
+
+    try:
+        watch(url, key, every_s=every, rows=rows, once=once, as_json=as_json)
+    except KeyboardInterrupt:
+        raise typer.Exit() from None
 
 
 @app.command()
@@ -95,6 +123,26 @@ def generate(
         output=output,
     )
     draw(wish, Settings(model=model, device=device.value, threads=threads))
+
+
+@app.command()
+def webhook_secret(
+    user: Annotated[str | None, typer.Option(help="This user's own, where there is access control.")] = None,
+    new: Annotated[bool, typer.Option("--new", help="Make one for `webhooks.secret`; nothing is stored.")] = False,
+    config: Annotated[Path, typer.Option(help="The file that you start with.")] = CONFIG,
+    data: Annotated[Path | None, typer.Option(help="The data folder, where you start with DATA=.")] = None,
+) -> None:
+    """Print what webhooks are signed with."""
+    from serve.doctor import settings_of  # noqa: PLC0415
+    from serve.messages import ANONYMOUS  # noqa: PLC0415
+    from serve.webhooks.signing import new_secret, open_keys  # noqa: PLC0415
+
+    if new:
+        typer.echo(new_secret())
+        return
+    settings = settings_of(config)
+    keys = open_keys(settings if data is None else settings.model_copy(update={"data": data}))
+    typer.echo("\n".join(keys.of(user or ANONYMOUS)))
 
 
 @app.command()

@@ -26,6 +26,7 @@ from pydantic import ValidationError
 
 from serve.errors import ConfigError, WeightsError
 from serve.port import check_port
+from serve.presets.catalog import check_file, parse
 from serve.settings import Settings
 from serve.tokens import PromptTokens
 from serve.weights import bytes_of, resolve, verify
@@ -75,6 +76,17 @@ class Plan:
             return cls("127.0.0.1", 8000, 0, Settings())
 
 
+def settings_of(config: Path) -> Settings:
+    """Of a Serve config file. Raises ConfigError."""
+    try:
+        served = yaml.safe_load(config.read_text(encoding="utf-8"))
+        return Settings(**(served["applications"][0].get("args") or {}))
+    except (OSError, yaml.YAMLError, ValidationError, LookupError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"{config} is not a config file that can be read", hint=f"python -m deployments.config check {config}"
+        ) from error
+
+
 def examine(config: Path) -> list[Finding]:
     command = [sys.executable, "-m", "deployments.config", "check", str(config), "--json"]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
@@ -88,7 +100,17 @@ def examine(config: Path) -> list[Finding]:
 
 def examine_machine(plan: Plan) -> list[Finding]:
     """All but the config file itself, which only Ray can judge."""
-    return [_python(), _packages(), *_gpu(plan), *_weights(plan), _port(plan), _data(plan), *_memory(plan), *_ray()]
+    return [
+        _python(),
+        _packages(),
+        *_gpu(plan),
+        *_weights(plan),
+        _presets(plan),
+        _port(plan),
+        _data(plan),
+        *_memory(plan),
+        *_ray(),
+    ]
 
 
 def render(findings: list[Finding], *, as_json: bool) -> str:
@@ -182,6 +204,19 @@ def _weights(plan: Plan) -> Iterator[Finding]:
         yield Finding("tokenizer", "fail", error.message, error.hint)
         return
     yield Finding("tokenizer", "ok", f"'a red fox' is {count} tokens with the chat template")
+
+
+def _presets(plan: Plan) -> Finding:
+    path = plan.settings.presets
+    if path is None:
+        return Finding("presets", "ok", "none")
+    if problems := check_file(path, plan.settings):
+        told = "; ".join(map(str, problems))
+        return Finding("presets", "fail", told, problems[0].hint or f"correct line {problems[0].line} of {path}")
+    catalog = parse(path.name, path.read_text(encoding="utf-8"), plan.settings)
+    return Finding(
+        "presets", "ok", f"{path}: {len(catalog.presets)} presets, {len(catalog.styles)} styles for this model"
+    )
 
 
 def _port(plan: Plan) -> Finding:

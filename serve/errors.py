@@ -61,6 +61,18 @@ class InvalidRequest(ZImageError):
     status, code, type = 400, "invalid_value", "invalid_request_error"
 
 
+class TooLargeForMemory(InvalidRequest):
+    """A picture that no replica's memory can take. `largest_px` is the side of the largest square that fits."""
+
+    @classmethod
+    def of(cls, width: int, height: int, largest_px: int) -> TooLargeForMemory:
+        return cls(
+            f"size {width}x{height} does not fit into the GPU's memory",
+            param="size",
+            hint=f"the largest that fits is {largest_px}x{largest_px}, or as many pixels",
+        )
+
+
 class PromptTooLong(InvalidRequest):
     code = "prompt_too_long"
 
@@ -81,6 +93,10 @@ class BodyTooLarge(ZImageError):
     status, code, type = 413, "body_too_large", "invalid_request_error"
 
 
+class BodyTooSlow(ZImageError):
+    status, code, type = 408, "body_too_slow", "invalid_request_error"
+
+
 class RangeNotSatisfiable(ZImageError):
     status, code, type = 416, "range_not_satisfiable", "invalid_request_error"
 
@@ -89,6 +105,29 @@ class IdempotencyKeyReused(ZImageError):
     """The same key was sent before with another body."""
 
     status, code, type = 422, "idempotency_key_reused", "invalid_request_error"
+
+
+class Unauthenticated(ZImageError):
+    """Nobody whom we know. The same for a missing, a wrong, an expired and a revoked key.
+
+    `challenge` is the value of WWW-Authenticate.
+    """
+
+    status, code, type = 401, "unauthenticated", "authentication_error"
+
+    def __init__(self, message: str, *, hint: str | None = None, challenge: str = "Bearer") -> None:
+        super().__init__(message, hint=hint)
+        self.challenge = challenge
+
+
+class Forbidden(ZImageError):
+    """The caller is known, but the role may not do this."""
+
+    status, code, type = 403, "forbidden", "permission_error"
+
+
+class QuotaExceeded(ZImageError):
+    status, code, type = 429, "quota_exceeded", "rate_limit_error"
 
 
 class LinkRefused(ZImageError):
@@ -133,6 +172,18 @@ class JobCanceled(Unavailable):
     code = "job_canceled"
 
 
+class OutOfMemory(ZImageError):
+    """The device had no memory left for this one request, though it had been measured to fit."""
+
+    code = "out_of_memory"
+
+
+class DeviceLost(ZImageError):
+    """The device of a replica answers no more: the replica is replaced, and its jobs go back to the queue."""
+
+    code = "device_lost"
+
+
 class ReplicaLost(ZImageError):
     """A job killed or lost its replica too often to be tried again."""
 
@@ -143,10 +194,28 @@ class StoreFull(ZImageError):
     status, code = 507, "store_full"
 
 
+class StoreUnavailable(Unavailable):
+    """The asset store does not answer or takes no writes; the pictures in it are not lost."""
+
+    code = "store_unavailable"
+
+
+class AssetCorrupted(ZImageError):
+    """A stored picture whose bytes are not those that were stored."""
+
+    code = "asset_corrupted"
+
+
 class ConfigError(ZImageError):
     """Configuration that stops the start: says file, key and fix."""
 
     code = "config_error"
+
+
+class InvalidConfig(ConfigError):
+    """A hot file that is bad: the message has a line for each problem, with file, line, key and reason."""
+
+    status, code, type = 400, "invalid_config", "invalid_request_error"
 
 
 class WeightsError(ConfigError):

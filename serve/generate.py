@@ -18,7 +18,7 @@ from ulid import ULID
 from serve.api import checks
 from serve.errors import InvalidRequest, ZImageError
 from serve.messages import Canceled, Expired, Failed, ImageFormat, ImageRequest, Progress, Submission, Succeeded
-from serve.settings import Settings
+from serve.settings import AssetSettings, Settings
 
 FORMATS: dict[str, ImageFormat] = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 
@@ -66,7 +66,14 @@ def generate(wish: Wish, settings: Settings) -> None:
         tempfile.TemporaryDirectory(prefix="zimage-") as scratch,
         console.status(f"loading {settings.model}") as status,
     ):
-        local = settings.model_copy(update={"data": Path(scratch), "warmup_sizes_px": ()})
+        alone = {
+            "data": Path(scratch),
+            "database": None,
+            "assets": AssetSettings(),
+            "warmup_sizes_px": (),
+            "presets": None,
+        }
+        local = settings.model_copy(update=alone)
         data, seconds = asyncio.run(_draw(request, local, status))
     wish.output.write_bytes(data)
     made = f"{request.width}x{request.height}, {request.steps} steps, seed {request.seed}"

@@ -9,15 +9,14 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor
-
-from serve.assets.store import LocalAssets
-from serve.engine.decode import Pixels
+from serve.assets.open import check_assets, open_assets
+from serve.assets.store import AssetStore
+from serve.engine.embeddings import RememberingEncoder
 from serve.engine.engine import Engine
 from serve.engine.generator import Generator
 from serve.engine.identity import identity_of
 from serve.engine.open import Placement, open_engine, open_text_encoder
-from serve.engine.text import Embedding, TextEncoder
+from serve.engine.text import Embedding
 from serve.jobs.dispatcher import Dispatcher
 from serve.jobs.store import store_of
 from serve.messages import Generated, ImageRequest, Phase, ReplicaState, Task
@@ -31,7 +30,7 @@ Embeddings = asyncio.Future[list[Embedding]]
 class LocalService(Dispatcher):
     """ImageService over engines in this process, with the store and the tokenizer that the API needs."""
 
-    def __init__(self, settings: Settings, backend: LocalBackend, assets: LocalAssets, folder: Path) -> None:
+    def __init__(self, settings: Settings, backend: LocalBackend, assets: AssetStore, folder: Path) -> None:
         super().__init__(settings, backend, store_of(settings), assets)
         self.assets = assets
         self.prompts = PromptTokens(folder / "tokenizer")
@@ -39,7 +38,7 @@ class LocalService(Dispatcher):
 
 @dataclass(slots=True)
 class LocalBackend:
-    text_encoder: TextEncoder
+    text_encoder: RememberingEncoder
     generator: Generator
     texts: ThreadPoolExecutor
     service: Dispatcher | None = None
@@ -64,7 +63,8 @@ async def open_service(settings: Settings) -> AsyncIterator[LocalService]:
     """Loads and warms up the model, then serves until the block is left."""
     folder = resolve(settings)
     verify(folder)
-    assets = LocalAssets(settings.data / "assets")
+    check_assets(settings)
+    assets = open_assets(settings)
     with ThreadPoolExecutor(1, "text") as texts, ThreadPoolExecutor(1, "files") as files:
         backend, engine = await asyncio.to_thread(_load, settings, folder, assets, texts, files)
         service = LocalService(settings, backend, assets, folder)
@@ -82,15 +82,11 @@ async def open_service(settings: Settings) -> AsyncIterator[LocalService]:
 
 
 def _load(
-    settings: Settings, folder: Path, assets: LocalAssets, texts: ThreadPoolExecutor, files: ThreadPoolExecutor
+    settings: Settings, folder: Path, assets: AssetStore, texts: ThreadPoolExecutor, files: ThreadPoolExecutor
 ) -> tuple[LocalBackend, Engine]:
     placement = Placement.choose(settings)
     engine = open_engine(settings, folder, placement)
-
-    async def decode(latents: Tensor) -> Pixels:
-        return (await engine.decode([latents]))[0]
-
-    generator = Generator(engine, decode, assets, files)
+    generator = Generator(engine, assets, files, settings)
     return LocalBackend(open_text_encoder(settings, folder, placement), generator, texts), engine
 
 
@@ -109,6 +105,5 @@ def _beat(service: Dispatcher, settings: Settings, engine: Engine, identity: str
         phase=Phase.READY,
         engine=identity,
         slots=settings.scheduler.window,
-        step_times=engine.times.to_table(),
     )
-    service.heartbeat(denoiser)
+    service.heartbeat(engine.report(denoiser, settings.cap_px))

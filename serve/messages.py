@@ -7,9 +7,11 @@ from enum import StrEnum
 from typing import Literal
 
 from serve.errors import ZImageError
+from serve.quota import Amount, Quota
 
 ImageFormat = Literal["png", "jpeg", "webp"]
 Priority = Literal["interactive", "standard", "batch"]
+ANONYMOUS = "anonymous"  # the one user where there is no access control
 PRIORITIES: tuple[Priority, ...] = ("interactive", "standard", "batch")
 CacheUse = Literal["hit", "miss", "join"]
 
@@ -43,19 +45,40 @@ class ImageRequest:
     def image_tokens(self) -> int:
         return (self.width // 16) * (self.height // 16)
 
+    @property
+    def amount(self) -> Amount:
+        """What it takes from a quota."""
+        rows = self.n * (2 if self.guided else 1)
+        return Amount(images=self.n, pixel_steps=self.width * self.height * self.steps * rows)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PresetUse:
+    """Where a request comes from that a preset or a style has filled up: what was asked for, before they did.
+
+    `version` is the hash of the presets' file; `explicit` names the fields that the caller had sent for itself.
+    """
+
+    preset: str | None
+    style_preset: str | None
+    version: str
+    prompt: str
+    explicit: tuple[str, ...] = ()
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Submission:
     """A request on its way into the queue. `job_id` is a ULID minted by the caller: submitting it twice is one job.
 
     `seeded` says that the caller chose the seed: a picture of a random one is never answered from the cache, nor kept
-    in it. With `cache="skip"` a result is neither looked up nor shared while it is drawn, but kept for others.
+    in it. With `cache="skip"` a result is neither looked up nor shared while it is drawn, but kept for others. `quota`
+    is the user's at this moment; None where access is open, and nothing is counted.
     """
 
     job_id: str
     request: ImageRequest
     prompt_tokens: int
-    user: str = "anonymous"
+    user: str = ANONYMOUS
     priority: Priority = "interactive"
     deadline_ms: int | None = None
     previews: int = 0
@@ -64,6 +87,14 @@ class Submission:
     idempotency_key: str | None = None
     body_sha256: str | None = None
     parent_id: str | None = None
+    webhook_url: str | None = None
+    quota: Quota | None = None
+    preset: PresetUse | None = None
+
+    @property
+    def own_prompt(self) -> str:
+        """As the user wrote it, without the words of a preset."""
+        return self.preset.prompt if self.preset else self.request.prompt
 
 
 class JobStatus(StrEnum):
@@ -82,7 +113,7 @@ class JobStatus(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredImage:
-    """A finished picture in the asset store."""
+    """A finished picture in the asset store, or one that was there and has been `deleted`."""
 
     asset_id: str
     seed: int
@@ -90,6 +121,7 @@ class StoredImage:
     height: int
     format: ImageFormat
     bytes: int
+    deleted: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -232,6 +264,7 @@ class Task:
     hard_deadline: bool
     attempt: int
     replica_id: str
+    user: str = "anonymous"
 
     @property
     def seed(self) -> int:
@@ -255,6 +288,7 @@ class Generated:
     """A replica's one answer to a task: when its first step began (Unix seconds), and seconds spent on it.
 
     A batch counts for each of its members, but its one execution is shared among them: `executions` is this one's part.
+    `encodings` is that of the text encoder's, 0 where it remembered the prompts.
     `tally` is what the replica has counted since its last one.
     """
 
@@ -265,6 +299,7 @@ class Generated:
     decode_s: float
     file_s: float = 0.0
     executions: float = 0.0
+    encodings: float = 0.0
     tally: Tally | None = None
 
 
@@ -288,8 +323,9 @@ TaskReport = TaskStepped | TaskPreview
 
 
 class Phase(StrEnum):
-    """What a replica is doing on its way to serving."""
+    """What a replica is doing on its way to serving; one whose device is lost is on no way."""
 
+    LOST = "device lost"
     STARTING = "starting"
     LOADING = "loading weights"
     WARMING_UP = "warming up"
@@ -316,6 +352,9 @@ class ReplicaState:
 
     Denoisers with the same `engine` draw the same pictures: it names weights, code, device and precision. Empty is
     unknown, and nothing is cached then. `warmup_s` is the time from the start of its process to ready.
+
+    VRAM in bytes: `used` by tensors, `reserved` by the process, `total` that it may use; None on a CPU. `max_px` is the
+    side of the largest square that fits into it, with guidance `max_guided_px`; None where memory is no limit.
     """
 
     replica_id: str
@@ -331,11 +370,19 @@ class ReplicaState:
     vram_total: int | None = None
     gpu: GpuState | None = None
     warmup_s: float | None = None
+    max_px: int | None = None
+    max_guided_px: int | None = None
+
+    def takes(self, request: ImageRequest) -> bool:
+        """Whether its memory can."""
+        largest = self.max_guided_px if request.guided else self.max_px
+        return largest is None or request.width * request.height <= largest**2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceStatus:
-    """The whole service at one moment. `eta_seconds` estimates the wait of a job submitted now."""
+    """The whole service at one moment. `eta_seconds` estimates the wait of a job submitted now; `warnings` say to its
+    operator what is wrong with it though it works."""
 
     ready: bool
     phase: str
@@ -346,6 +393,45 @@ class ServiceStatus:
     text_encoders: int
     eta_seconds: float | None
     uptime_s: float
+    paused: bool = False
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delivery:
+    """The webhook of one job: `waiting` for its end, `pending` from then on until `delivered` or `failed`.
+
+    `last_status` is the HTTP status of the last answer, `last_error` why there was none or why it does not count;
+    `next_attempt_at` is Unix time.
+    """
+
+    job_id: str
+    url: str
+    status: Literal["waiting", "pending", "delivered", "failed"] = "waiting"
+    attempts: int = 0
+    last_status: int | None = None
+    last_error: str | None = None
+    next_attempt_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaView:
+    """A replica as it last reported, and how many images are placed on it."""
+
+    state: ReplicaState
+    placed: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceStats:
+    """`waiting` by priority, `ended` by status since the Dispatcher started; the rest is of the last five minutes."""
+
+    status: ServiceStatus
+    waiting: dict[str, int]
+    replicas: tuple[ReplicaView, ...]
+    ended: dict[str, int]
+    response_s: float | None
+    images_per_minute: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -377,6 +463,8 @@ class JobView:
     errors: tuple[ImageError, ...] = ()
     error: ErrorInfo | None = None
     parent_id: str | None = None
+    webhook: Delivery | None = None
+    preset: PresetUse | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -388,3 +476,33 @@ class JobQuery:
     text: str = ""
     before: str | None = None
     limit: int = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AssetView:
+    """A finished picture as its owner sees it; `request` is that of its whole job, `created_at` Unix seconds."""
+
+    image: StoredImage
+    job_id: str
+    user: str
+    created_at: float
+    request: ImageRequest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AssetQuery:
+    """Newest first, strictly after asset `after` in that order; `text` as in JobQuery. `ids` limits it to some."""
+
+    user: str | None = None
+    text: str = ""
+    after: str | None = None
+    ids: frozenset[str] | None = None
+    limit: int = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deletion:
+    """What a wish to delete pictures came to; other users' are unknown."""
+
+    deleted: tuple[str, ...]
+    unknown: tuple[str, ...] = ()

@@ -2,15 +2,41 @@
 
 from __future__ import annotations
 
+import re
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ByteSize, ConfigDict, Field, model_validator
+
+from serve.access_settings import AccessSettings
 
 EMBEDDED = "embedded"
 EMBEDDED_FOLDER = Path(__file__).parent / "engine" / "tiny"
 
 Pixels = Annotated[int, Field(ge=64, le=4096, multiple_of=16)]
+Origin = Annotated[str, Field(pattern=r"^https?://[^\s/]+$")]
+Seconds = Annotated[float, Field(gt=0)]
+
+WHSEC = re.compile(r"whsec_(?:[A-Za-z0-9+/]{4}){8,21}(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?")
+
+
+def _webhook_secret(text: str) -> str:
+    if not WHSEC.fullmatch(text):
+        raise ValueError("not whsec_ and 24 to 64 bytes in base64; `zimage webhook-secret --new` makes one")
+    return text
+
+
+def _host_or_network(text: str) -> str:
+    """An address, a CIDR, a name, or `*.` and a name."""
+    if re.fullmatch(r"(\*\.)?([a-z0-9_-]+\.)*[a-z_-][a-z0-9_-]*", text, re.IGNORECASE):
+        return text
+    ip_network(text)
+    return text
+
+
+WebhookSecret = Annotated[str, AfterValidator(_webhook_secret)]
+AllowedHost = Annotated[str, AfterValidator(_host_or_network)]
 
 
 class _Section(BaseModel):
@@ -38,8 +64,9 @@ class CacheSettings(_Section):
 class SchedulerSettings(_Section):
     """Who takes the next denoising step on a replica."""
 
-    policy: Literal["edf", "fifo"] = "edf"
+    policy: Literal["edf", "fifo", "static", "round_robin"] = "edf"
     max_batch: int = Field(4, ge=1, le=64, description="images in one step; only where batching is measured to pay")
+    split_step_ms: float = Field(150, ge=0, description="longer steps are split so that others may pass; 0: never")
     decode_batch: int = Field(4, ge=1, le=64, description="latents decoded together")
     encode_batch: int = Field(8, ge=1, le=64, description="prompts encoded together")
 
@@ -64,7 +91,57 @@ class TimeoutSettings(_Section):
     """Seconds."""
 
     request_s: float = Field(300, gt=0, description="a synchronous call that waits longer is cancelled, 503")
+    body_s: float = Field(30, gt=0, description="a request's body that takes longer to arrive is answered with 408")
     heartbeat_s: float = Field(2, gt=0, description="a replica silent for five of these is no longer given work")
+
+
+class RetentionSettings(_Section):
+    """Which pictures are removed by themselves, oldest first; a running job's never are."""
+
+    max_age_s: int | None = Field(None, ge=1)
+    max_bytes: int | None = Field(None, ge=1, description="of all users' pictures, thumbnails not counted")
+
+
+class S3Settings(_Section):
+    """Credentials come from the environment or the instance, never from here."""
+
+    bucket: str | None = Field(None, min_length=1)
+    prefix: str = Field("", pattern=r"^[^/\s]?([^\s]*[^/\s])?$", description="of all keys, without slashes at its ends")
+    endpoint: str | None = Field(None, pattern=r"^https?://[^\s]+[^/]$", description="default: Amazon's")
+    region: str | None = None
+    virtual_hosted: bool = Field(False, description="the bucket is in the host name instead of the path")
+
+
+class AssetSettings(_Section):
+    """Where finished pictures are kept, and for how long."""
+
+    store: Literal["local", "s3"] = "local"
+    s3: S3Settings = S3Settings()
+    retention: RetentionSettings = RetentionSettings()
+    embed_parameters: bool = Field(True, description="prompt, seed and so on inside the picture's file")
+
+    @model_validator(mode="after")
+    def _bucket_is_named(self) -> AssetSettings:
+        if self.store == "s3" and self.s3.bucket is None:
+            raise ValueError("store: s3 needs s3.bucket")
+        if self.store == "local" and self.s3 != S3Settings():
+            raise ValueError("s3 is configured, but store is local; set store: s3")
+        return self
+
+
+class WebhookSettings(_Section):
+    """Calls to the `webhook_url` of jobs that have ended."""
+
+    secret: WebhookSecret | None = Field(None, description="signs them; default: from `secret_key`, or one in `data`")
+    previous_secret: WebhookSecret | None = Field(None, description="signs them, too, while receivers change over")
+    allow: tuple[AllowedHost, ...] = Field((), description="names and CIDRs of the own network that may be called")
+    allow_http: bool = Field(False, description="plain http to the internet, too")
+    retry_s: tuple[Seconds, ...] = Field(
+        (10, 40, 160, 640, 2560, 10240, 40960), max_length=30, description="a retry waits up to so long, at random"
+    )
+    timeout_s: float = Field(15, gt=0, description="for one attempt, from DNS to the answer's status")
+    concurrency: int = Field(64, ge=1)
+    concurrency_per_host: int = Field(4, ge=1)
 
 
 class Settings(_Section):
@@ -74,6 +151,7 @@ class Settings(_Section):
     served_model_name: str = Field("z-image-turbo", pattern=r"^[A-Za-z0-9._-]{1,64}$")
     model_aliases: tuple[str, ...] = ("gpt-image-1", "gpt-image-1-mini", "gpt-image-1.5", "dall-e-3", "dall-e-2")
     data: Path = Field(Path("data"), description="assets, jobs and the link secret")
+    shared_data: bool = Field(False, description="every node sees the same `data` folder, such as NFS")
     database: str | None = Field(
         None, pattern=r"^postgresql\+psycopg://", description="of jobs; default: SQLite in `data`"
     )
@@ -81,6 +159,7 @@ class Settings(_Section):
     log_format: Literal["console", "json"] = "console"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    vram_limit: ByteSize | None = Field(None, ge=1 << 20, description="of the GPU's memory, for one Denoiser: '24GB'")
     threads: int = Field(1, ge=1, le=256, description="CPU threads of one GPU replica's tensor work")
     default_size_px: Pixels | None = Field(None, description="side of a picture when none is asked for")
     max_side_px: Pixels | None = None
@@ -91,12 +170,17 @@ class Settings(_Section):
     warmup_sizes_px: tuple[Pixels, ...] | None = Field(None, description="square sizes measured before ready")
     public_url: str | None = Field(None, pattern=r"^https?://[^\s]+[^/]$", description="base of links; default: Host")
     secret_key: str | None = Field(None, min_length=32, description="signs links; default: a secret in `data`")
+    presets: Path | None = Field(Path("config/presets.yaml"), description="hot: presets and styles; null: none")
     link_ttl_s: int = Field(3600, ge=1)
+    allowed_origins: tuple[Origin, ...] = Field((), description="other sites whose pages may open WebSockets")
     queue: QueueSettings = QueueSettings()
     cache: CacheSettings = CacheSettings()
     scheduler: SchedulerSettings = SchedulerSettings()
     limits: LimitSettings = LimitSettings()
     timeouts: TimeoutSettings = TimeoutSettings()
+    assets: AssetSettings = AssetSettings()
+    webhooks: WebhookSettings = WebhookSettings()
+    access: AccessSettings = AccessSettings()
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> Settings:

@@ -40,14 +40,14 @@ class StepTimes:
     def step_seconds(self, tokens: int, rows: int = 1) -> float:
         if not self._steps:
             return 0.0
-        return _interpolate({known: _interpolate(points, tokens) for known, points in self._steps.items()}, rows)
+        return interpolate({known: interpolate(points, tokens) for known, points in self._steps.items()}, rows)
 
     def covers(self, rows: int) -> bool:
         """So many rows were measured together, or more."""
         return rows <= max(self._steps, default=0)
 
     def decode_seconds(self, pixels: int) -> float:
-        return _interpolate(self._decodes, pixels) if self._decodes else 0.0
+        return interpolate(self._decodes, pixels) if self._decodes else 0.0
 
     def image_seconds(self, *, steps: int, tokens: int, rows: int, pixels: int) -> float:
         """GPU-seconds of one whole picture that has the device to itself."""
@@ -79,7 +79,8 @@ def _strings(points: dict[int, float]) -> dict[str, float]:
     return {str(size): seconds for size, seconds in sorted(points.items())}
 
 
-def _interpolate(points: dict[int, float], size: int) -> float:
+def interpolate(points: Mapping[int, float], size: int) -> float:
+    """Between the neighbours of `size`; below the least its value, above the largest in proportion."""
     sizes = sorted(points)
     at = bisect_left(sizes, size)
     if at == len(sizes):

@@ -33,8 +33,11 @@ class PromptTokens:
     def count(self, prompt: str) -> int:
         return len(self._encode(self._render(prompt)))
 
-    def check(self, prompt: str, limit: int, param: str = "prompt") -> int:
-        """The count, chat template included. Raises PromptTooLong over `limit`."""
+    def check(self, prompt: str, limit: int, param: str = "prompt", own: slice | None = None) -> int:
+        """The count, chat template included. Raises PromptTooLong over `limit`.
+
+        `own` is the part that its user can shorten, where others have written the rest; the fragment lies in it.
+        """
         rendered = self._render(prompt)
         encoding = self._encode(rendered)
         count = len(encoding)
@@ -43,7 +46,7 @@ class PromptTokens:
                 f"{param} has {count} tokens, the limit is {limit}",
                 param=param,
                 hint=f"shorten it by {count - limit} tokens; the chat template takes {self.count('')} of the count",
-                fragment=self._overflow(prompt, rendered, encoding, limit),
+                fragment=self._overflow(prompt, rendered, encoding, limit, own or slice(0, len(prompt))),
             )
         return count
 
@@ -61,17 +64,18 @@ class PromptTokens:
     def _encode(self, rendered: str) -> Encoding:
         return self._tokenizer.encode(rendered)
 
-    def _overflow(self, prompt: str, rendered: str, encoding: Encoding, limit: int) -> Fragment | None:
-        """From the first code point over the limit to the end; None where the template changed the prompt too much."""
+    def _overflow(self, prompt: str, rendered: str, encoding: Encoding, limit: int, own: slice) -> Fragment | None:
+        """Of `own`, what is over the limit, to its end; None where the template changed the prompt too much."""
         body_end = len(rendered) - len(self._after)
         body, stripped = rendered[len(self._before) : body_end], prompt.strip()
         if not rendered.startswith(self._before) or len(body) not in (len(prompt), len(stripped)):
             return None
-        closing = sum(start >= body_end for start, _ in encoding.offsets)
-        first = encoding.offsets[max(limit - closing, 0)][0] - len(self._before)
         lead = 0 if len(body) == len(prompt) else prompt.index(stripped)
-        start = max(first, 0) + lead
-        return Fragment(start, len(prompt), prompt[start:])
+        own_end = min(own.stop - lead + len(self._before), body_end)
+        closing = sum(start >= own_end for start, _ in encoding.offsets)
+        first = encoding.offsets[max(limit - closing, 0)][0] - len(self._before)
+        start = min(max(max(first, 0) + lead, own.start), own.stop)
+        return Fragment(start, own.stop, prompt[start : own.stop])
 
 
 def _tokenizer(path: Path) -> Tokenizer:

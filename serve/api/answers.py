@@ -6,15 +6,16 @@ import base64
 import json
 from typing import Any
 
+from serve.api.job_json import partial_json
 from serve.api.order import Order
 from serve.assets.store import Asset
-from serve.messages import StoredImage
+from serve.messages import CacheUse, StoredImage, Succeeded
 
 MAX_IGNORED_CHARACTERS = 512
 
 
-def headers(order: Order) -> dict[str, str]:
-    known = {"X-Job-Id": order.submission.job_id, "X-Seed": str(order.request.seed), "X-Cache": "miss"}
+def headers(order: Order, cache: CacheUse) -> dict[str, str]:
+    known = {"X-Job-Id": order.submission.job_id, "X-Seed": str(order.request.seed), "X-Cache": cache}
     return known | ignored_and_replayed(order.ignored, order.replayed)
 
 
@@ -27,9 +28,12 @@ def image_json(order: Order, image: StoredImage, picture: dict[str, str]) -> dic
     return {**picture, "seed": image.seed, "asset_id": image.asset_id, "job_id": order.submission.job_id}
 
 
-def answer_json(order: Order, images: list[dict[str, Any]], created: float) -> dict[str, Any]:
-    details = {"output_tokens_details": {"image_tokens": _output_tokens(order), "text_tokens": 0}}
-    return {"created": int(created), "data": images, **_described(order), "usage": _usage(order) | details}
+def answer_json(order: Order, images: list[dict[str, Any]], done: Succeeded) -> dict[str, Any]:
+    output = len(images) * order.request.image_tokens
+    details = {"output_tokens_details": {"image_tokens": output, "text_tokens": 0}}
+    partial = partial_json(done.errors) if done.errors else {}
+    usage = _usage(order, output) | details
+    return {"created": int(done.at), "data": images, **_described(order), "usage": usage, **partial}
 
 
 def partial_event(order: Order, index: int, data: bytes, at: float) -> dict[str, Any]:
@@ -37,7 +41,7 @@ def partial_event(order: Order, index: int, data: bytes, at: float) -> dict[str,
 
 
 def completed_event(order: Order, asset: Asset, image: dict[str, Any], at: float) -> dict[str, Any]:
-    return image | _event(order, "completed", asset.data, at) | {"usage": _usage(order)}
+    return image | _event(order, "completed", asset.data, at) | {"usage": _usage(order, order.request.image_tokens)}
 
 
 def b64(data: bytes) -> str:
@@ -67,18 +71,13 @@ def _described(order: Order) -> dict[str, str]:
     }
 
 
-def _usage(order: Order) -> dict[str, Any]:
-    output = _output_tokens(order)
+def _usage(order: Order, output: int) -> dict[str, Any]:
     return {
         "input_tokens": order.input_tokens,
         "input_tokens_details": {"text_tokens": order.input_tokens, "image_tokens": 0},
         "output_tokens": output,
         "total_tokens": order.input_tokens + output,
     }
-
-
-def _output_tokens(order: Order) -> int:
-    return order.request.n * order.request.image_tokens
 
 
 def _header_list(names: tuple[str, ...]) -> str:

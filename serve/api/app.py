@@ -6,18 +6,44 @@ import time
 
 from fastapi import FastAPI
 
+from serve.access.authenticate import Authenticator
+from serve.access.keys import KeyRing, pepper_of
+from serve.access.sessions import Sessions
+from serve.api import (
+    admin,
+    admin_keys,
+    docs_page,
+    errors,
+    events,
+    gallery,
+    jobs,
+    me,
+    openai,
+    ops,
+    presets_routes,
+    webhooks,
+    ws,
+)
 from serve.api import assets as pictures
-from serve.api import errors, events, jobs, openai, ops, ws
 from serve.api.deps import Door
 from serve.api.docs import DocumentedApp
 from serve.api.envelope import Envelope
+from serve.api.gate import Gate
 from serve.api.measured import Measured
+from serve.api.slow_body import BodyDeadline
 from serve.assets.links import open_links
 from serve.assets.store import AssetStore
+from serve.assets.thumbnails import Thumbnails
+from serve.hot import Hot, HotFiles
 from serve.jobs.service import ImageService
 from serve.metrics.tally import Recorder
+from serve.presets.catalog import Catalog
+from serve.presets.hot import no_presets
+from serve.secret import derived, secret_of
 from serve.settings import Settings
 from serve.tokens import PromptTokens
+from serve.webhooks.guard import Guard
+from serve.webhooks.signing import open_keys
 
 
 def create_app(
@@ -26,25 +52,53 @@ def create_app(
     prompts: PromptTokens,
     settings: Settings,
     *,
+    presets: Hot[Catalog] | None = None,
+    hot: HotFiles | None = None,
     echo_request_id: bool = True,
+    exposed: bool = False,
     recorder: Recorder | None = None,
 ) -> FastAPI:
-    """`echo_request_id=False` behind Ray Serve, which puts the request's X-Request-ID on the answer itself.
+    """`presets` is one of the files of `hot`; without them there are none. `exposed` where other machines can reach us.
 
-    `recorder` counts the answers of this process.
+    `echo_request_id=False` behind Ray Serve, which puts the request's X-Request-ID on the answer itself. `recorder`
+    counts the answers of this process.
     """
-    app = DocumentedApp(title="Z-Image serving", version="1", redoc_url=None, redirect_slashes=False)
+    access = _authenticator(service, settings, exposed)
+    presets = presets or no_presets()
+    app = DocumentedApp(title="Z-Image serving", version="1", docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.door = Door(
         service=service,
         assets=assets,
         prompts=prompts,
+        thumbnails=Thumbnails(assets),
         links=open_links(settings),
+        webhook_guard=Guard.of(settings.webhooks),
+        webhook_keys=open_keys(settings),
         settings=settings,
+        access=access,
         opened_at=int(time.time()),
+        hot=hot or HotFiles(presets),
+        presets=presets,
     )
-    for concern in (openai, jobs, events, ws, pictures, ops):
+    routers = (openai, jobs, events, ws, webhooks, gallery, pictures, presets_routes, me, admin, admin_keys, ops)
+    for concern in routers:
         app.include_router(concern.router)
+    docs_page.install(app)
     errors.install(app)
+    app.add_middleware(BodyDeadline, body_s=settings.timeouts.body_s)
+    app.add_middleware(
+        Gate,
+        access=access,
+        usage=service.usage,
+        metrics_token=settings.access.metrics_token,
+        exposed=exposed and settings.access.mode != "open",
+    )
     app.add_middleware(Envelope, echo=echo_request_id)
     app.add_middleware(Measured, recorder=recorder or Recorder())
     return app
+
+
+def _authenticator(service: ImageService, settings: Settings, exposed: bool) -> Authenticator:
+    keys = KeyRing(service.api_keys, pepper_of(settings))
+    sessions = Sessions(derived(secret_of(settings), "sessions"), settings.access.session_ttl_s)
+    return Authenticator(settings.access, keys, sessions, exposed=exposed)

@@ -2,59 +2,64 @@
 
 from __future__ import annotations
 
-import re
 import secrets
+from collections.abc import Iterable
 
 from serve.api.generation import MAX_SEED, Quality
 from serve.errors import Fragment, InvalidRequest, ModelNotFound, PromptTooLong
+from serve.presets.choice import Choice, Wrapped
 from serve.settings import LimitSettings, Settings
+from serve.sizes import MAX_ASPECT, MIN_SIDE_PX, WrongSize, parse_size
 from serve.tokens import PromptTokens
 
-MIN_SIDE_PX = 64
-MAX_ASPECT = 3
 
-_SIZE = re.compile("([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
-
-
-def model(name: str | None, settings: Settings) -> str:
-    """The served name, which every alias stands for."""
-    if name is not None and name not in settings.model_names:
-        there = ", ".join(settings.model_names)
+def model(name: str | None, settings: Settings, aliases: Iterable[str] = ()) -> str:
+    """The served name, which every alias stands for: those of the settings, and those of the presets."""
+    if name is not None and name not in (names := model_names(settings, aliases)):
+        there = ", ".join(names)
         raise ModelNotFound(f"no model {name[:64]!r}", param="model", hint=f"leave model out or send one of: {there}")
     return settings.served_model_name
+
+
+def model_names(settings: Settings, aliases: Iterable[str]) -> list[str]:
+    """The served one first, each once."""
+    return list(dict.fromkeys((*settings.model_names, *aliases)))
 
 
 def size(text: str | None, settings: Settings) -> tuple[int, int]:
     """Width and height in pixels."""
     if text is None or text == "auto":
         return settings.default_px, settings.default_px
-    match = _SIZE.fullmatch(text)
-    wrong = _wrong_sides(int(match[1]), int(match[2]), settings.cap_px) if match else "not WIDTHxHEIGHT"
-    if match and not wrong:
-        return int(match[1]), int(match[2])
-    raise InvalidRequest(
-        f"size {text[:32]!r}: {wrong}",
-        param="size",
-        hint=f'send size: "auto" for {settings.default_px}x{settings.default_px}, or WIDTHxHEIGHT with both sides '
-        f"a multiple of 16 from {MIN_SIDE_PX} to {settings.cap_px} and neither over {MAX_ASPECT} times the other",
-    )
+    try:
+        return parse_size(text, settings.cap_px)
+    except WrongSize as error:
+        raise InvalidRequest(
+            f"size {text[:32]!r}: {error.reason}",
+            param="size",
+            hint=f'send size: "auto" for {settings.default_px}x{settings.default_px}, or WIDTHxHEIGHT with both sides '
+            f"a multiple of 16 from {MIN_SIDE_PX} to {settings.cap_px} and neither over {MAX_ASPECT} times the other",
+        ) from None
 
 
-def _wrong_sides(width: int, height: int, cap_px: int) -> str | None:
-    short, long = sorted((width, height))
-    if long > cap_px:
-        return f"{long} is over this model's {cap_px} pixels"
-    if short < MIN_SIDE_PX:
-        return f"{short} is under {MIN_SIDE_PX} pixels"
-    if short % 16 or long % 16:
-        return "both sides must be multiples of 16"
-    if long > MAX_ASPECT * short:
-        return f"the ratio of the sides is over {MAX_ASPECT}:1"
-    return None
+def wrapped_text(prompt: Wrapped, choice: Choice, limits: LimitSettings, tokens: PromptTokens) -> int:
+    """The number of tokens of a prompt with the words of its preset. Errors speak of what the user wrote."""
+    own = prompt.text[prompt.start : prompt.end]
+    _characters("prompt", own, limits)
+    try:
+        return tokens.check(prompt.text, limits.prompt_tokens, own=slice(prompt.start, prompt.end))
+    except PromptTooLong as error:
+        message = f"{error.message}, the words of {choice} included" if choice else error.message
+        fragment = prompt.own(error.fragment)
+        raise PromptTooLong(message, param="prompt", hint=error.hint, fragment=fragment) from None
 
 
 def text(param: str, prompt: str, limits: LimitSettings, tokens: PromptTokens) -> int:
     """The number of tokens, chat template included."""
+    _characters(param, prompt, limits)
+    return tokens.check(prompt, limits.prompt_tokens, param)
+
+
+def _characters(param: str, prompt: str, limits: LimitSettings) -> None:
     excess = len(prompt) - limits.prompt_characters
     if excess > 0:
         raise PromptTooLong(
@@ -63,7 +68,6 @@ def text(param: str, prompt: str, limits: LimitSettings, tokens: PromptTokens) -
             hint=f"shorten it by {excess} characters",
             fragment=Fragment(limits.prompt_characters, len(prompt), prompt[limits.prompt_characters :]),
         )
-    return tokens.check(prompt, limits.prompt_tokens, param)
 
 
 def not_blank(param: str, prompt: str) -> None:

@@ -4,34 +4,57 @@ from __future__ import annotations
 
 import re
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, cast
 
 from fastapi import Depends
 from starlette.requests import HTTPConnection
 
+from serve.access.authenticate import Authenticator
+from serve.access.caller import NOBODY, Caller
 from serve.assets.links import Links
-from serve.assets.store import AssetStore
-from serve.errors import NotFound
+from serve.assets.store import ASSET_ID, AssetStore, no_asset
+from serve.assets.thumbnails import Thumbnails
+from serve.errors import Forbidden, NotFound
+from serve.hot import Hot, HotFiles
 from serve.jobs.service import ImageService
-from serve.messages import JobView
+from serve.messages import AssetQuery, AssetView, JobView
+from serve.presets.catalog import Catalog
 from serve.settings import Settings
 from serve.tokens import PromptTokens
+from serve.webhooks.guard import Guard
+from serve.webhooks.signing import Keys
 
 _JOB_ID = re.compile("[0-7][0-9A-HJKMNP-TV-Z]{25}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Door:
-    """`user` owns every job that comes in here: there is no access control yet."""
+    """For one request: `caller` is who sends it."""
 
     service: ImageService
     assets: AssetStore
+    thumbnails: Thumbnails
     prompts: PromptTokens
     links: Links
+    webhook_guard: Guard
+    webhook_keys: Keys
     settings: Settings
+    access: Authenticator
     opened_at: int
-    user: str = "anonymous"
+    hot: HotFiles
+    presets: Hot[Catalog]
+    caller: Caller = NOBODY
+
+    @property
+    def user(self) -> str:
+        """Whose jobs are submitted here, and listed."""
+        return self.caller.user
+
+    @property
+    def whose(self) -> str | None:
+        """Whose pictures may be seen and deleted by their ids; None is everybody's."""
+        return None if self.caller.sees_all else self.user
 
     def base_url(self, connection: HTTPConnection) -> str:
         """What absolute URLs begin with: `public_url`, else the Host that the client asked."""
@@ -42,14 +65,37 @@ class Door:
 
     def asset_url(self, base: str, asset_id: str, now: float) -> str:
         """Signed."""
-        return f"{base}/v1/assets/{asset_id}?{self.links.sign(asset_id, now)}"
+        return self.links.asset_url(base, asset_id, now)
+
+    def thumbnail_url(self, base: str, asset_id: str, now: float) -> str:
+        """Signed for the thumbnail alone: it does not open the picture."""
+        return self.links.thumbnail_url(base, asset_id, now)
+
+    async def asset(self, asset_id: str) -> AssetView:
+        """Raises NotFound, for other users' pictures too."""
+        if ASSET_ID.fullmatch(asset_id):
+            query = AssetQuery(user=self.whose, ids=frozenset([asset_id]))
+            for view in await self.service.find_assets(query):
+                return view
+        raise no_asset(asset_id)
+
+    def owner(self, asked: str | None) -> str | None:
+        """Whose things are listed: one's own; an admin may ask for another's, or with `*` for everybody's.
+
+        Raises Forbidden.
+        """
+        if asked is None or asked == self.user:
+            return self.user
+        if not self.caller.sees_all:
+            raise Forbidden("only admins may list what is not their own", param="user", hint="leave user out")
+        return None if asked == "*" else asked
 
     async def job(self, job_id: str) -> JobView:
         """Raises NotFound, for other users' jobs too."""
         if is_job_id(job_id):
             with suppress(NotFound):
                 view = await self.service.get(job_id)
-                if view.user == self.user:
+                if self.caller.owns(view.user):
                     return view
         raise NotFound(
             f"no job {job_id[:64]!r}", param="job_id", hint="it may have been deleted; GET /v1/jobs lists yours"
@@ -61,7 +107,7 @@ def is_job_id(text: str) -> bool:
 
 
 async def _door(connection: HTTPConnection) -> Door:
-    return cast(Door, connection.app.state.door)
+    return replace(cast(Door, connection.app.state.door), caller=connection.state.caller)
 
 
 TheDoor = Annotated[Door, Depends(_door)]

@@ -15,7 +15,16 @@ from starlette.requests import HTTPConnection
 from starlette.routing import Match
 
 from serve.api.accept import PROBLEM, wants_problem
-from serve.errors import InvalidRequest, JobCanceled, MethodNotAllowed, NotFound, ZImageError
+from serve.errors import (
+    AssetCorrupted,
+    BodyTooSlow,
+    InvalidRequest,
+    JobCanceled,
+    MethodNotAllowed,
+    NotFound,
+    Unauthenticated,
+    ZImageError,
+)
 from serve.messages import ErrorInfo
 
 RETRY_AFTER_S = 1
@@ -100,7 +109,11 @@ def _headers(error: ZImageError) -> dict[str, str]:
     headers = {}
     if error.status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE) or error.retry_after:
         headers["Retry-After"] = str(error.retry_after or RETRY_AFTER_S)
-    if isinstance(error, JobCanceled):
+    if isinstance(error, Unauthenticated):
+        headers["WWW-Authenticate"] = error.challenge
+    if isinstance(error, BodyTooSlow):
+        headers["Connection"] = "close"  # the rest of the body may still come
+    if isinstance(error, JobCanceled | AssetCorrupted):
         headers["x-should-retry"] = "false"
     return headers
 

@@ -114,7 +114,7 @@ def _details(door: Door, base: str, event: Event) -> dict[str, Any]:
         case Started():
             return {"started_at": rfc3339(event.at)}
         case Succeeded():
-            result = {"result": result_json(door, base, event.images), "timings": timings_json(event.timings)}
+            result = {"result": result_json(door, base, event), "timings": timings_json(event.timings)}
             return ended | result
         case Failed() | Expired():
             return ended | {"error": error_json(event.error)}

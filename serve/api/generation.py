@@ -63,8 +63,8 @@ class ImageBody(Body):
     guidance_scale: Annotated[float, Field(ge=0, le=20, allow_inf_nan=False)] | None = Field(
         None, description="classifier-free guidance, 0 (default, none) to 20; doubles the work"
     )
-    preset: str | None = Field(None, description="leave it out: this service has no presets")
-    style_preset: str | None = Field(None, description="leave it out: this service has no presets")
+    preset: str | None = Field(None, description="a preset of GET /v1/presets: fills up what is left out")
+    style_preset: str | None = Field(None, description="a style of GET /v1/presets: words around the prompt")
     priority: Priority | None = Field(None, description='"interactive", "standard" or "batch"')
     deadline_ms: Annotated[int, Field(ge=1, le=DAY_MS)] | None = Field(
         None, description="milliseconds after which the picture is not wanted any more, up to a day"
@@ -72,7 +72,9 @@ class ImageBody(Body):
     deterministic: bool | None = Field(
         None, description="draw alone, never in a batch: the same bytes whatever the load"
     )
-    cache: Literal["auto", "skip"] | None = Field(None, description='"auto" (default) or "skip"')
+    cache: Literal["auto", "skip"] | None = Field(
+        None, description='"auto" (default): a picture of the same request may be reused; "skip": drawn anew'
+    )
 
 
 class GenerationBody(ImageBody):

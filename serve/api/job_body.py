@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field
@@ -9,9 +10,10 @@ from ulid import ULID
 
 from serve.api.deps import Door
 from serve.api.generation import ImageBody
-from serve.api.order import Resolved, resolve_image
-from serve.errors import InvalidRequest
+from serve.api.order import FILLED_UP, Resolved, resolve_image
 from serve.messages import JobView, Submission
+
+_ASKS_ANEW = {"prompt", "preset", "style_preset"}
 
 
 class JobBody(ImageBody):
@@ -22,26 +24,44 @@ class JobBody(ImageBody):
     previews: Annotated[int, Field(ge=0, le=3)] | None = Field(
         None, description="number of partial pictures among the job's events, 0 to 3"
     )
-    webhook_url: str | None = Field(None, description="leave it out: this service sends no webhooks")
+    webhook_url: str | None = Field(None, description="an https URL that is told when the job has ended")
 
 
 def resolve_job(door: Door, body: JobBody, unknown: list[str], parent_id: str | None) -> tuple[Submission, Resolved]:
     """Raises InvalidRequest and its kinds."""
     if body.webhook_url is not None:
-        hint = "leave webhook_url out and watch the job's events"
-        raise InvalidRequest("webhook_url is not supported", param="webhook_url", hint=hint)
+        door.webhook_guard.check(body.webhook_url)
     resolved = resolve_image(door, body, unknown, body.output_format or "png")
     submission = Submission(
         job_id=str(ULID()),
         request=resolved.request,
         prompt_tokens=resolved.prompt_tokens,
         user=door.user,
-        priority=body.priority or "standard",
+        priority=door.caller.priority(body.priority, "standard"),
         deadline_ms=body.deadline_ms,
+        quota=door.caller.quota,
         previews=body.previews or 0,
+        seeded=body.seed is not None,
+        cache=body.cache or "auto",
         parent_id=parent_id,
+        webhook_url=body.webhook_url,
+        preset=resolved.preset,
     )
     return submission, resolved
+
+
+def _as_asked(parent: JobView, body: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+    """Without what a preset had filled in, or is to fill in now."""
+    use = parent.preset
+    if use is None:
+        return _without(body, FILLED_UP) if overrides.get("preset") else body
+    explicit = {"num_inference_steps" if name == "quality" else name for name in use.explicit}
+    own = {"prompt": use.prompt, "preset": use.preset, "style_preset": use.style_preset}
+    return _without(body, set(FILLED_UP) - explicit) | own
+
+
+def _without(body: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    return {name: value for name, value in body.items() if name not in set(names)}
 
 
 def as_body(view: JobView) -> dict[str, Any]:
@@ -65,8 +85,13 @@ def as_body(view: JobView) -> dict[str, Any]:
 
 
 def rerun_body(parent: JobView, overrides: dict[str, Any]) -> dict[str, Any]:
-    """A quality that is asked for now wins over the steps that it was resolved to then."""
+    """A quality that is asked for now wins over the steps that it was resolved to then.
+
+    A new prompt goes into the preset that the old one was in, as it is today; so does the old one into a new preset.
+    """
     body = as_body(parent)
+    if overrides.keys() & _ASKS_ANEW:
+        body = _as_asked(parent, body, overrides)
     if overrides.get("quality") is not None:
         del body["num_inference_steps"]
     return body | overrides

@@ -3,17 +3,33 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Protocol
 
-from serve.api.deps import Door
 from serve.api.job_body import as_body
-from serve.messages import ErrorInfo, JobStatus, JobView, StoredImage, Timings
+from serve.messages import (
+    Delivery,
+    ErrorInfo,
+    ImageError,
+    JobStatus,
+    JobView,
+    PresetUse,
+    StoredImage,
+    Succeeded,
+    Timings,
+)
 
 
-def job_json(door: Door, base: str, view: JobView) -> dict[str, Any]:
+class Signs(Protocol):
+    """Makes links to pictures: a Door, or Links alone."""
+
+    def asset_url(self, base: str, asset_id: str, now: float) -> str: ...
+
+    def thumbnail_url(self, base: str, asset_id: str, now: float) -> str: ...
+
+
+def job_json(door: Signs, base: str, view: JobView) -> dict[str, Any]:
     """`base` is what its absolute URLs begin with."""
     deadline = None if view.deadline_ms is None else view.created_at + view.deadline_ms / 1e3
     succeeded = view.status is JobStatus.SUCCEEDED
@@ -30,13 +46,19 @@ def job_json(door: Door, base: str, view: JobView) -> dict[str, Any]:
         "request": as_body(view),
         "progress": progress_json(view.step, view.steps),
         "queue": None if view.position is None else queue_json(view.position, view.length, view.eta_seconds),
-        "result": result_json(door, base, view.images) if succeeded else None,
+        "result": result_json(door, base, view) if succeeded else None,
         "timings": None if view.timings is None else timings_json(view.timings),
         "error": None if view.error is None else error_json(view.error),
         "attempt": view.attempt,
         "parent_id": view.parent_id,
+        "webhook": None if view.webhook is None else webhook_json(view.webhook),
+        "preset": None if view.preset is None else preset_json(view.preset),
         "urls": _urls(base, view.id),
     }
+
+
+def preset_json(use: PresetUse) -> dict[str, Any]:
+    return {"name": use.preset, "style_preset": use.style_preset, "version": use.version, "prompt": use.prompt}
 
 
 def progress_json(step: int, steps: int) -> dict[str, Any]:
@@ -48,14 +70,26 @@ def queue_json(position: int, length: int | None, eta_seconds: float | None) -> 
     return {"position": position, "length": length, "eta_seconds": eta}
 
 
-def result_json(door: Door, base: str, images: Iterable[StoredImage]) -> dict[str, Any]:
+def result_json(door: Signs, base: str, result: JobView | Succeeded) -> dict[str, Any]:
     now = time.time()
-    shown = [asdict(image) | {"url": door.asset_url(base, image.asset_id, now)} for image in images]
-    return {"images": shown, "cache": "miss"}
+    images = [asdict(image) | urls_json(door, base, image, now) for image in result.images]
+    return {"images": images, "cache": result.cache} | partial_json(result.errors)
+
+
+def partial_json(errors: tuple[ImageError, ...]) -> dict[str, Any]:
+    """Which pictures are missing, and why."""
+    missing = [{"image": it.image, "seed": it.seed, "error": error_json(it.error)} for it in errors]
+    return {"partial": bool(errors), "errors": missing}
 
 
 def timings_json(timings: Timings) -> dict[str, float]:
     return {name: round(value, 1) for name, value in asdict(timings).items()}
+
+
+def webhook_json(delivery: Delivery) -> dict[str, Any]:
+    shown = asdict(delivery) | {"next_attempt_at": rfc3339(delivery.next_attempt_at)}
+    del shown["job_id"]
+    return shown
 
 
 def error_json(error: ErrorInfo) -> dict[str, Any]:
@@ -65,6 +99,16 @@ def error_json(error: ErrorInfo) -> dict[str, Any]:
         "param": error.param,
         "code": error.code,
         "hint": error.hint,
+    }
+
+
+def urls_json(door: Signs, base: str, image: StoredImage, now: float) -> dict[str, str | None]:
+    """Null where the picture has been deleted."""
+    if image.deleted:
+        return {"url": None, "thumbnail_url": None}
+    return {
+        "url": door.asset_url(base, image.asset_id, now),
+        "thumbnail_url": door.thumbnail_url(base, image.asset_id, now),
     }
 
 

@@ -21,7 +21,7 @@ from serve.api.idempotency import keyed
 from serve.api.job_body import JobBody, rerun_body, resolve_job
 from serve.api.job_json import job_json
 from serve.errors import InvalidRequest
-from serve.messages import JobQuery, JobStatus, JobView
+from serve.messages import JobQuery, JobStatus
 
 MAX_WAIT_S = 60
 MAX_PAGE = 200
@@ -53,10 +53,11 @@ async def list_jobs(
     q: Annotated[str, Query(max_length=200, pattern=r"^[^\x00]*$", description="text in the prompt")] = "",
     limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 20,
     cursor: str | None = None,
+    user: Annotated[str | None, Query(max_length=300, description="admins: somebody, or * for all")] = None,
 ) -> dict[str, Any]:
     if cursor is not None and not is_job_id(cursor):
         raise InvalidRequest(f"no cursor {cursor[:64]!r}", param="cursor", hint="send the next_cursor of a page")
-    query = JobQuery(user=door.user, statuses=_statuses(status or []), text=q, before=cursor, limit=limit + 1)
+    query = JobQuery(user=door.owner(user), statuses=_statuses(status or []), text=q, before=cursor, limit=limit + 1)
     views = await door.service.find(query)
     page, has_more, base = views[:limit], len(views) > limit, door.base_url(request)
     return {
@@ -90,7 +91,7 @@ async def cancel_job(job_id: str, request: Request, door: TheDoor) -> Response:
 async def delete_job(job_id: str, door: TheDoor) -> Response:
     """Once begun it is done to the end, whoever leaves: a picture without its record would stay for ever."""
     await door.job(job_id)
-    await asyncio.shield(detach(_delete(door, job_id)))
+    await asyncio.shield(detach(door.service.delete(job_id)))
     return Response(status_code=204)
 
 
@@ -103,6 +104,7 @@ async def get_queue(request: Request, door: TheDoor) -> dict[str, Any]:
         "object": "queue",
         "depth": status.queued,
         "running": status.running,
+        "paused": status.paused,
         "replicas": status.denoisers,
         "estimated_wait_seconds": status.eta_seconds,
         "my_jobs": [job_json(door, base, view) for view in mine],
@@ -124,14 +126,6 @@ async def _create(request: Request, door: Door, body: dict[str, Any], parent_id:
     if wait:
         headers["Preference-Applied"] = f"wait={wait}"
     return JSONResponse(shown, 200 if replayed or (wait and view.status.terminal) else 202, headers)
-
-
-async def _delete(door: Door, job_id: str) -> None:
-    """A job that was stopped half-way may have pictures that its record does not name."""
-    view: JobView = await door.service.delete(job_id)
-    for image in range(view.request.n):
-        await door.assets.delete(f"{job_id}-{image}")
-    await door.assets.delete_previews(job_id)
 
 
 def _preferred_wait(request: Request) -> int:

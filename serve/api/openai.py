@@ -26,8 +26,8 @@ from serve.api.generation import GenerationBody, parse
 from serve.api.idempotency import keyed
 from serve.api.order import Order, resolve
 from serve.api.sse import EventStream
-from serve.errors import ZImageError
-from serve.messages import Event, Preview, StoredImage, Succeeded
+from serve.errors import NotFound, ZImageError
+from serve.messages import CacheUse, Event, Preview, StoredImage, Succeeded
 
 router = APIRouter(prefix="/v1", tags=["OpenAI"])
 
@@ -53,12 +53,13 @@ async def generate(request: Request, door: TheDoor) -> Response:
 
 @router.get("/models", **MODELS)
 async def list_models(door: TheDoor) -> dict[str, Any]:
-    return {"object": "list", "data": [_model(door, name) for name in door.settings.model_names]}
+    names = checks.model_names(door.settings, door.presets.value.aliases)
+    return {"object": "list", "data": [_model(door, name) for name in names]}
 
 
 @router.get("/models/{model}", **MODEL)
 async def get_model(model: str, door: TheDoor) -> dict[str, Any]:
-    checks.model(model, door.settings)
+    checks.model(model, door.settings, door.presets.value.aliases)
     return _model(door, model)
 
 
@@ -90,20 +91,29 @@ async def _finished(door: Door, order: Order) -> Succeeded:
     async with aclosing(_events(door, order)) as events:
         async for event in events:
             if isinstance(event, Succeeded):
+                _check_kept(event)
                 return event
     raise ZImageError("the job ended without a result")
 
 
+def _check_kept(done: Succeeded) -> None:
+    """A repetition of a job whose pictures were deleted meanwhile. Raises NotFound."""
+    for image in done.images:
+        if image.deleted:
+            hint = "send it with another Idempotency-Key to have it drawn again"
+            raise NotFound(f"picture {image.asset_id} has been deleted", hint=hint)
+
+
 async def _raw(door: Door, order: Order, done: Succeeded) -> Response:
     asset = await door.assets.read(done.images[0].asset_id)
-    headers = answers.headers(order) | {"X-Asset-Id": asset.info.asset_id}
+    headers = answers.headers(order, done.cache) | {"X-Asset-Id": asset.info.asset_id}
     return Response(asset.data, media_type=asset.media_type, headers=headers)
 
 
 async def _json(request: Request, door: Door, order: Order, done: Succeeded) -> Response:
     images = [await _image(request, door, order, image) for image in done.images]
-    content = await asyncio.to_thread(json.dumps, answers.answer_json(order, images, done.at))
-    headers = answers.headers(order) | {"X-Asset-Id": ", ".join(image.asset_id for image in done.images)}
+    content = await asyncio.to_thread(json.dumps, answers.answer_json(order, images, done))
+    headers = answers.headers(order, done.cache) | {"X-Asset-Id": ", ".join(image.asset_id for image in done.images)}
     return Response(content, media_type="application/json", headers=headers)
 
 
@@ -118,11 +128,11 @@ async def _image(request: Request, door: Door, order: Order, image: StoredImage)
 async def _stream(request: Request, door: Door, order: Order) -> Response:
     """Nothing is sent before the first event, so a job that fails earlier is answered with its status."""
     chunks = _chunks(request, door, order)
-    first = await unless_gone(request.receive, anext(chunks))
-    return EventStream(_guarded(request, first, chunks), answers.headers(order))
+    cache, first = await unless_gone(request.receive, anext(chunks))
+    return EventStream(_guarded(request, first, chunks), answers.headers(order, cache))
 
 
-async def _chunks(request: Request, door: Door, order: Order) -> AsyncGenerator[bytes, None]:
+async def _chunks(request: Request, door: Door, order: Order) -> AsyncGenerator[tuple[CacheUse, bytes], None]:
     """Previews are for this stream alone and go when it ends, unless a key lets others have them."""
     try:
         async with aclosing(_events(door, order)) as events:
@@ -130,9 +140,12 @@ async def _chunks(request: Request, door: Door, order: Order) -> AsyncGenerator[
                 if isinstance(event, Preview):
                     data = await door.assets.read_preview(event.key)
                     if data is not None:
-                        yield answers.encode_event(answers.partial_event(order, event.index, data, event.at))
+                        joined = not event.key.startswith(f"{order.submission.job_id}/")  # drawn for another job
+                        partial = answers.partial_event(order, event.index, data, event.at)
+                        yield "join" if joined else "miss", answers.encode_event(partial)
                 elif isinstance(event, Succeeded):
-                    yield await _completed(request, door, order, event)
+                    _check_kept(event)
+                    yield event.cache, await _completed(request, door, order, event)
     finally:
         if order.submission.previews and order.submission.idempotency_key is None:
             detach(door.assets.delete_previews(order.submission.job_id))
@@ -146,12 +159,14 @@ async def _completed(request: Request, door: Door, order: Order, done: Succeeded
     return await asyncio.to_thread(answers.encode_event, event)
 
 
-async def _guarded(request: Request, first: bytes, chunks: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+async def _guarded(
+    request: Request, first: bytes, chunks: AsyncGenerator[tuple[CacheUse, bytes], None]
+) -> AsyncGenerator[bytes, None]:
     """The status is sent: from here on an error is the stream's last event."""
     async with aclosing(chunks):
         yield first
         try:
-            async for chunk in chunks:
+            async for _, chunk in chunks:
                 yield chunk
         except Exception as error:
             yield answers.encode_data({"error": error_body(request, error)})

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from fastapi import APIRouter, Response
-from fastapi.responses import JSONResponse
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse, PlainTextResponse
 
 from serve.api.deps import TheDoor
+from serve.api.docs import METRICS, STATS
+from serve.api.stats_json import stats_json
 from serve.messages import ServiceStatus
 
 router = APIRouter(tags=["operations"])
@@ -26,14 +28,20 @@ async def readyz(door: TheDoor) -> JSONResponse:
     return JSONResponse(_shown(status), 200 if status.ready else 503, headers)
 
 
-@router.get("/metrics", summary="Prometheus: the whole service, the same from every Gateway", response_class=Response)
-async def metrics(door: TheDoor) -> Response:
-    return Response(await door.service.metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")
+@router.get("/metrics", response_class=PlainTextResponse, **METRICS)
+async def metrics(door: TheDoor) -> PlainTextResponse:
+    return PlainTextResponse(await door.service.metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+@router.get("/v1/stats", **STATS)
+async def stats(door: TheDoor) -> dict[str, Any]:
+    return stats_json(await door.service.stats(), [file.status for file in door.hot])
 
 
 def _shown(status: ServiceStatus) -> dict[str, Any]:
     return {
         "ready": status.ready,
+        "paused": status.paused,
         "phase": status.phase,
         "progress": status.fraction,
         "eta_seconds": status.eta_seconds,
@@ -41,4 +49,5 @@ def _shown(status: ServiceStatus) -> dict[str, Any]:
         "running": status.running,
         "denoisers": status.denoisers,
         "text_encoders": status.text_encoders,
+        "warnings": status.warnings,
     }

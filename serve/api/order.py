@@ -11,7 +11,8 @@ from serve.api.accept import RawBytes
 from serve.api.deps import Door
 from serve.api.generation import GenerationBody, ImageBody, Quality
 from serve.errors import InvalidRequest
-from serve.messages import ImageFormat, ImageRequest, Submission
+from serve.messages import ImageFormat, ImageRequest, PresetUse, Submission
+from serve.presets.choice import Choice, Wrapped
 from serve.settings import Settings
 
 _NAMED: dict[str | None, Quality] = {
@@ -23,6 +24,7 @@ _NAMED: dict[str | None, Quality] = {
     "xhigh": "xhigh",
     "max": "max",
 }
+FILLED_UP = ("size", "num_inference_steps", "quality", "guidance_scale", "negative_prompt")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +35,7 @@ class Resolved:
     prompt_tokens: int
     negative_tokens: int
     ignored: tuple[str, ...]
+    preset: PresetUse | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,9 +73,13 @@ def resolve(door: Door, body: GenerationBody, unknown: list[str], raw: RawBytes 
         request=resolved.request,
         prompt_tokens=resolved.prompt_tokens,
         user=door.user,
-        priority=body.priority or "interactive",
+        priority=door.caller.priority(body.priority, "interactive"),
         deadline_ms=body.deadline_ms,
+        quota=door.caller.quota,
         previews=(body.partial_images or 0) if body.stream else 0,
+        seeded=body.seed is not None,
+        cache=body.cache or "auto",
+        preset=resolved.preset,
     )
     return Order(
         submission=submission,
@@ -89,31 +96,58 @@ def resolve(door: Door, body: GenerationBody, unknown: list[str], raw: RawBytes 
 def resolve_image(door: Door, body: ImageBody, ignored: list[str], output_format: ImageFormat) -> Resolved:
     """What all ways to ask for pictures share; `ignored` are names that have no effect here.
 
-    Raises InvalidRequest and its kinds.
+    Raises InvalidRequest and its kinds, and Forbidden.
     """
-    _refuse_unsupported(body)
-    request = _request(body, door.settings, output_format)
+    door.caller.check_preset(body.preset)
+    _refuse_transparency(body)
+    version, catalog = door.presets.status.hash, door.presets.value
+    model = checks.model(body.model, door.settings, catalog.aliases)
+    choice = Choice.of(catalog, body.model, body.preset, body.style_preset)
+    wrapped = choice.wrap(body.prompt)
+    request = _request(body, choice, wrapped, model, door.settings, output_format)
     checks.not_blank("prompt", body.prompt)
+    choice.check_words(body.prompt)
     limits, prompts = door.settings.limits, door.prompts
+    negative = (body.negative_prompt or "") if not request.guided else request.negative_prompt
     return Resolved(
         request=request,
-        prompt_tokens=checks.text("prompt", body.prompt, limits, prompts),
-        negative_tokens=checks.text("negative_prompt", body.negative_prompt or "", limits, prompts),
-        ignored=(*_without_effect(body, request), *ignored),
+        prompt_tokens=checks.wrapped_text(wrapped, choice, limits, prompts),
+        negative_tokens=checks.text("negative_prompt", negative, limits, prompts),
+        ignored=(*_without_effect(body, choice, request), *ignored),
+        preset=_use(body, choice, version) if choice else None,
     )
 
 
-def _request(body: ImageBody, settings: Settings, output_format: ImageFormat) -> ImageRequest:
-    n = _count(body, settings)
-    width, height = checks.size(body.size, settings)
-    guidance = body.guidance_scale or 0.0
-    return ImageRequest(
-        model=checks.model(body.model, settings),
+def _use(body: ImageBody, choice: Choice, version: str) -> PresetUse:
+    auto = (None, "auto")
+    explicit = [name for name in FILLED_UP if getattr(body, name) not in auto]
+    return PresetUse(
+        preset=choice.preset.name if choice.preset else None,
+        style_preset=choice.style.name if choice.style else None,
+        version=version,
         prompt=body.prompt,
-        negative_prompt=(body.negative_prompt or "") if guidance else "",
+        explicit=tuple(explicit),
+    )
+
+
+def _request(
+    body: ImageBody, choice: Choice, prompt: Wrapped, model: str, settings: Settings, output_format: ImageFormat
+) -> ImageRequest:
+    """Explicit fields, else the preset's, else the service's."""
+    n = _count(body, settings)
+    width, height = checks.size(choice.size(body.size), settings)
+    guidance = choice.guidance(body.guidance_scale)
+    quality = None if choice.ignores(named := _NAMED.get(body.quality)) else named
+    steps = checks.steps(choice.steps(body.num_inference_steps, quality), quality, settings)
+    choice.check_limits(n, width, height, steps)
+    negative = choice.negative(body.negative_prompt)
+    return ImageRequest(
+        model=model,
+        prompt=prompt.text,
+        negative_prompt=negative if guidance else "",
         width=width,
         height=height,
-        steps=checks.steps(body.num_inference_steps, _NAMED.get(body.quality), settings),
+        steps=steps,
         guidance=guidance,
         seed=checks.seed(body.seed, n),
         n=n,
@@ -123,14 +157,9 @@ def _request(body: ImageBody, settings: Settings, output_format: ImageFormat) ->
     )
 
 
-def _refuse_unsupported(body: ImageBody) -> None:
+def _refuse_transparency(body: ImageBody) -> None:
     if body.background == "transparent":
         raise InvalidRequest("background cannot be transparent", param="background", hint='send "auto" or "opaque"')
-    for param, name in (("preset", body.preset), ("style_preset", body.style_preset)):
-        if name is not None:
-            raise InvalidRequest(
-                f"unknown {param} {name[:64]!r}", param=param, hint=f"leave {param} out: there are none"
-            )
 
 
 def _count(body: ImageBody, settings: Settings) -> int:
@@ -160,10 +189,11 @@ def _format(body: GenerationBody, raw: RawBytes | None) -> ImageFormat:
     return raw.format
 
 
-def _without_effect(body: ImageBody, request: ImageRequest) -> list[str]:
+def _without_effect(body: ImageBody, choice: Choice, request: ImageRequest) -> list[str]:
     """Known fields that were sent, but that another field makes meaningless."""
     unused = {
         "output_compression": body.output_compression is not None and request.output_format == "png",
         "negative_prompt": bool(body.negative_prompt) and not request.guided,
+        "quality": choice.ignores(_NAMED.get(body.quality)),
     }
     return [name for name, ignored in unused.items() if ignored]

@@ -19,14 +19,17 @@ from serve.api.errors import error_body
 from serve.api.events import event_json, states
 from serve.api.generation import Body, parse
 from serve.api.jobs import ACTIVE, MAX_PAGE
+from serve.api.origin import same_site
 from serve.errors import InvalidRequest, ZImageError
 from serve.messages import Event, JobQuery, JobView
 
 MAX_FOLLOWED = 1000
+MAX_MESSAGE = 64 * 1024  # bytes; 200 ids need 6,000
 MAX_UNSENT = 256
 LOOK_EVERY_S = 1.0
 LOOK_BACK_S = 5.0  # between the clocks of a Gateway and the Dispatcher
 TRY_AGAIN_LATER = 1013
+POLICY_VIOLATION = 1008
 CLOSE_S = 10.0
 
 router = APIRouter(prefix="/v1")
@@ -49,6 +52,9 @@ class SlowReader(Exception):
 
 @router.websocket("/ws")
 async def watch_jobs(websocket: WebSocket, door: TheDoor) -> None:
+    if not same_site(websocket, door):
+        await websocket.close(POLICY_VIOLATION)  # before it is accepted: the browser sees a 403
+        return
     await websocket.accept()
     try:
         await _Socket(websocket, door).run()
@@ -66,6 +72,8 @@ class _Socket:
     def __init__(self, websocket: WebSocket, door: Door) -> None:
         self._websocket = websocket
         self._door = door
+        limits = door.settings.limits
+        self._limits = limits.model_copy(update={"body_bytes": min(MAX_MESSAGE, limits.body_bytes)})
         self._unsent: asyncio.Queue[Unsent] = asyncio.Queue(MAX_UNSENT)
         self._followed: dict[str, asyncio.Task[None]] = {}
         self._by_id: set[str] = set()
@@ -93,7 +101,7 @@ class _Socket:
                 raise WebSocketDisconnect(frame["code"])
             data = frame.get("bytes") or (frame.get("text") or "").encode()
             try:
-                message, _ = parse(Message, parse_object(data, self._door.settings.limits))
+                message, _ = parse(Message, parse_object(data, self._limits))
                 self._obey(message)
             except ZImageError as error:
                 self._put({"type": "error", "error": error_body(self._websocket, error)})

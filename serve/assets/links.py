@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import os
 import re
-import secrets
 from dataclasses import dataclass
-from pathlib import Path
 
-from serve.errors import ConfigError, LinkRefused
+from serve.errors import LinkRefused
+from serve.secret import secret_of
 from serve.settings import Settings
-
-SECRET_BYTES = 32
 
 _EXPIRY = re.compile("[0-9]{1,12}")
 _HINT = "ask for the picture again to get a fresh link"
@@ -28,6 +24,15 @@ class Links:
         """The query string of a link good for `ttl_s` seconds; `now` is Unix time."""
         expires = str(int(now) + self.ttl_s)
         return f"expires={expires}&signature={self._signature(asset_id, expires)}"
+
+    def asset_url(self, base: str, asset_id: str, now: float) -> str:
+        """Signed; `base` is what absolute URLs begin with."""
+        return f"{base}/v1/assets/{asset_id}?{self.sign(asset_id, now)}"
+
+    def thumbnail_url(self, base: str, asset_id: str, now: float) -> str:
+        """Signed for the thumbnail alone: it does not open the picture."""
+        path = f"{asset_id}/thumbnail"
+        return f"{base}/v1/assets/{path}?{self.sign(path, now)}"
 
     def verify(self, asset_id: str, expires: str | None, signature: str | None, now: float) -> None:
         """Raises LinkRefused."""
@@ -45,28 +50,4 @@ class Links:
 
 
 def open_links(settings: Settings) -> Links:
-    key = settings.secret_key.encode() if settings.secret_key else _stored_secret(settings.data / "secret")
-    return Links(key, settings.link_ttl_s)
-
-
-def _stored_secret(path: Path) -> bytes:
-    if not path.exists():
-        _create_secret(path)
-    secret = path.read_bytes()
-    if len(secret) < SECRET_BYTES:
-        raise ConfigError(f"{path}: {len(secret)} bytes, a secret has {SECRET_BYTES}", hint=f"delete {path}")
-    return secret
-
-
-def _create_secret(path: Path) -> None:
-    """Of several processes that start at once the first wins; nobody reads a half-written file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(secrets.token_bytes(SECRET_BYTES))
-    try:
-        os.link(draft, path)
-    except FileExistsError:
-        pass
-    finally:
-        draft.unlink()
+    return Links(secret_of(settings), settings.link_ttl_s)

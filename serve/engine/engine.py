@@ -1,4 +1,4 @@
-"""The step loop: one thread owns the device and the table of requests in flight; nobody else launches work on it."""
+"""The step loop: one thread owns the device and the table of pictures in flight; nobody else launches work on it."""
 
 from __future__ import annotations
 
@@ -6,94 +6,33 @@ import asyncio
 import queue
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 
 import structlog
 import torch
 from torch import Tensor
 
-from serve.engine.decode import Decoder, Pixels
+from serve.engine.decode import Decoder
+from serve.engine.flight import Drawn, Flight, Generation, OnStep, Outcome
+from serve.engine.forward import Transformer, velocities
+from serve.engine.memory import Memory
 from serve.engine.schedule import Entry, Policy, Shape
-from serve.engine.zimage import Caption, Row, Schedule, ZImageTransformer, pad_length, unpatchify
-from serve.errors import DeadlineExceeded, ZImageError
+from serve.engine.turns import Turn, Turns
+from serve.engine.zimage import pad_length
+from serve.errors import DeadlineExceeded, DeviceLost, OutOfMemory, ZImageError
+from serve.messages import Phase, ReplicaState
+from serve.metrics.tally import Recorder
 from serve.step_times import StepTimes
 
 log = structlog.get_logger()
-
-OnStep = Callable[[int, Pixels | None], None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Generation:
-    """One picture to denoise. `deadline` is in seconds of the engine's clock; embeddings are [L, C]."""
-
-    id: str
-    height: int
-    width: int
-    steps: int
-    seed: int
-    embedding: Tensor
-    negative: Tensor | None
-    guidance: float
-    deadline: float
-    hard_deadline: bool
-    alone: bool
-    preview_steps: frozenset[int]
-
-
-@dataclass(frozen=True, slots=True)
-class Denoised:
-    """Final latents [C, h, w] fp32; when the first step began (Unix seconds); seconds of the steps it took part in."""
-
-    latents: Tensor
-    started_at: float
-    denoise_s: float
-
-
-@dataclass(slots=True)
-class _Flight:
-    generation: Generation
-    entry: Entry
-    captions: list[Caption]
-    schedule: Schedule
-    latents: Tensor
-    outcome: _Outcome
-    on_step: OnStep
-    step: int = 0
-    started_at: float = 0.0
-    denoise_s: float = 0.0
-
-    def rows(self) -> list[Row]:
-        g = self.generation
-        return [Row(self.latents, caption, self.schedule, self.step, g.height, g.width) for caption in self.captions]
-
-
-@dataclass(frozen=True, slots=True)
-class _Outcome:
-    """A future of the event loop that the engine's thread may settle."""
-
-    loop: asyncio.AbstractEventLoop
-    future: asyncio.Future[Any]
-
-    def result(self, value: object) -> None:
-        self._settle(lambda: self.future.set_result(value))
-
-    def error(self, error: BaseException) -> None:
-        self._settle(lambda: self.future.set_exception(error))
-
-    def _settle(self, settle: Callable[[], None]) -> None:
-        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            self.loop.call_soon_threadsafe(lambda: None if self.future.done() else settle())
 
 
 @dataclass(frozen=True, slots=True)
 class _Admit:
     generation: Generation
     on_step: OnStep
-    outcome: _Outcome
+    outcome: Outcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,31 +40,48 @@ class _Cancel:
     id: str
 
 
-@dataclass(frozen=True, slots=True)
-class _Decode:
-    latents: list[Tensor]
-    outcome: _Outcome
-
-
 class _Stop:
     pass
 
 
-_Command = _Admit | _Cancel | _Decode | _Stop
+_Command = _Admit | _Cancel | _Stop
+
+
+@dataclass(slots=True)
+class _Step:
+    """A step under way. `work` yields None after each part but the last, and then one velocity for each flight."""
+
+    turn: Turn
+    flights: list[Flight]
+    work: Iterator[list[Tensor] | None]
+    reserved: int
+    seconds: float = 0.0
 
 
 @dataclass(slots=True)
 class Engine:
-    transformer: ZImageTransformer
+    transformer: Transformer
     decoder: Decoder
     policy: Policy
     times: StepTimes
+    memory: Memory = field(default_factory=Memory)
+    split_s: float = 0.0
+    decode_batch: int = 4
+    recorder: Recorder = field(default_factory=Recorder)
+    model: str = ""
     clock: Callable[[], float] = time.monotonic
+    lost: bool = False
+    _turns: Turns = field(init=False)
+    _paused: _Step | None = None
     _inbox: queue.SimpleQueue[_Command] = field(default_factory=queue.SimpleQueue)
-    _flights: dict[str, _Flight] = field(default_factory=dict)
+    _flights: dict[str, Flight] = field(default_factory=dict)
+    _landing: list[list[Flight]] = field(default_factory=list)
     _thread: threading.Thread | None = None
     _stopping: bool = False
     _beat: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._turns = Turns(self.policy, self.times, self.split_s)
 
     def start(self) -> None:
         self._beat = self.clock()
@@ -144,38 +100,46 @@ class Engine:
         busy = bool(self._flights) or not self._inbox.empty()
         return self.clock() - self._beat if busy else 0.0
 
-    async def denoise(self, generation: Generation, on_step: OnStep) -> Denoised:
-        """Runs a generation to its last step. `on_step(step, preview)` is called in the engine's thread.
+    def report(self, state: ReplicaState, cap_px: int) -> ReplicaState:
+        """What a heartbeat says of the device; `cap_px` is the longest side that is served."""
+        if self.lost:
+            state = replace(state, phase=Phase.LOST)
+        if vram := self.memory.vram():
+            state = replace(state, vram_used=vram.used, vram_reserved=vram.reserved, vram_total=vram.total)
+        return replace(
+            state,
+            step_times=self.times.to_table(),
+            max_px=self.memory.max_px(cap_px, rows=1),
+            max_guided_px=self.memory.max_px(cap_px, rows=2),
+        )
 
-        Cancelling the caller drops the generation at the next step boundary. Raises DeadlineExceeded.
+    async def draw(self, generation: Generation, on_step: OnStep) -> Drawn:
+        """From noise to pixels. `on_step(step, preview)` is called in the engine's thread.
+
+        Cancelling the caller drops the generation at the next step boundary. Raises DeadlineExceeded,
+        TooLargeForMemory, OutOfMemory, and DeviceLost: then this and all other pictures have to be drawn elsewhere.
         """
-        outcome = self._outcome()
+        loop = asyncio.get_running_loop()
+        outcome = Outcome(loop, loop.create_future())
         self._inbox.put(_Admit(generation, on_step, outcome))
         try:
-            denoised: Denoised = await outcome.future
+            drawn: Drawn = await outcome.future
         except asyncio.CancelledError:
             self._inbox.put(_Cancel(generation.id))
             raise
-        return denoised
-
-    async def decode(self, latents: list[Tensor]) -> list[Pixels]:
-        """Latents of one shape to pixels, at the next step boundary."""
-        outcome = self._outcome()
-        self._inbox.put(_Decode(latents, outcome))
-        pixels: list[Pixels] = await outcome.future
-        return pixels
-
-    @staticmethod
-    def _outcome() -> _Outcome:
-        loop = asyncio.get_running_loop()
-        return _Outcome(loop, loop.create_future())
+        return drawn
 
     def _run(self) -> None:
-        while not self._stopping:
+        while True:
             self._receive()
+            if self._stopping:
+                return
             self._drop_expired()
-            batch = self.policy.next([flight.entry for flight in self._flights.values()], self.clock())
-            self._advance([self._flights[entry.id] for entry in batch])
+            waiting = [flight.entry for flight in self._flights.values() if not flight.arrived]
+            turn = self._turns.next(waiting, self.clock())
+            if turn is not None:
+                self._take(turn)
+            self._land()
 
     def _receive(self) -> None:
         """Everything that has arrived; sleeps only when there is nothing to step."""
@@ -187,113 +151,209 @@ class Engine:
                 return
             if isinstance(command, _Cancel):
                 self._flights.pop(command.id, None)
-            elif isinstance(command, _Decode):
-                self._decode(command)
             else:
                 self._admit(command)
 
     def _admit(self, command: _Admit) -> None:
+        if self.lost:
+            command.outcome.error(DeviceLost("the device of this replica is lost"))
+            return
         try:
             self._flights[command.generation.id] = self._board(command)
         except Exception as error:  # whatever it is, it belongs to this one request
-            command.outcome.error(error)
+            command.outcome.error(self._explain(command.generation, error))
 
-    def _board(self, command: _Admit) -> _Flight:
+    def _board(self, command: _Admit) -> Flight:
         g = command.generation
         embeddings = [g.embedding] if g.negative is None else [g.embedding, g.negative]
-        captions = [self.transformer.caption(embedding) for embedding in embeddings]
         shape = Shape(g.height, g.width, tuple(pad_length(len(embedding)) for embedding in embeddings))
+        self.memory.check(shape)
+        captions = [self.transformer.caption(embedding) for embedding in embeddings]
         schedule = self.transformer.schedule(g.steps, (g.height // 16) * (g.width // 16))
         entry = Entry(g.id, shape, g.steps, self.clock(), g.deadline, g.alone)
         latents = self.transformer.noise(g.seed, g.height, g.width)
-        return _Flight(g, entry, captions, schedule, latents, command.outcome, command.on_step)
+        return Flight(g, entry, captions, schedule, latents, command.outcome, command.on_step)
 
     def _drop_expired(self) -> None:
         now = self.clock()
         for flight in list(self._flights.values()):
             if flight.generation.hard_deadline and now > flight.generation.deadline:
-                del self._flights[flight.entry.id]
                 done = f"{flight.step} of {flight.generation.steps} steps were done"
-                flight.outcome.error(DeadlineExceeded(f"the deadline passed when {done}"))
+                self._fail(flight, DeadlineExceeded(f"the deadline passed when {done}"))
 
-    def _advance(self, batch: list[_Flight]) -> None:
-        """One step for every member. When a batch fails, its members are tried alone: a bad one fails only itself."""
-        if not batch:
-            return
-        self._beat = started = self.clock()
-        for flight in batch:
-            if flight.step == 0:
+    # --- steps
+
+    def _take(self, turn: Turn) -> None:
+        """One part of a step: of the paused one, or the first of a new one where the memory for it is free."""
+        paused = self._turns.paused
+        if self._paused is not None and self._paused.turn is not paused:
+            self._leave(self._paused)  # all its members have left
+        step = self._paused
+        if step is None or turn is not paused:
+            step = self._begin(turn) or self._paused
+            if turn is paused:
+                self._paused = step
+        assert step is not None
+        self._advance(step)
+
+    def _begin(self, turn: Turn) -> _Step | None:
+        """None when it has to wait until the paused step gives its memory back; too large a batch is halved."""
+        shape = turn.batch[0].shape
+        while len(turn.batch) > 1 and not self.memory.fits(self.memory.step_bytes(shape, len(turn.batch))):
+            turn.batch = turn.batch[: len(turn.batch) // 2]
+        needed = self.memory.step_bytes(shape, len(turn.batch))
+        if not self.memory.reserve(needed):
+            return None
+        flights = [self._flights[entry.id] for entry in turn.batch]
+        for flight in flights:
+            if flight.started_at == 0:
                 flight.started_at = time.time()
                 flight.on_step(0, None)
+        return _Step(turn, flights, velocities(self.transformer, flights, turn.parts), needed)
+
+    def _leave(self, step: _Step) -> None:
+        self.memory.release(step.reserved)
+        if step is self._paused:
+            self._paused = None
+
+    def _advance(self, step: _Step) -> None:
+        self._beat = started = self.clock()
+        turn, failure = step.turn, None
         try:
-            velocities = self._velocities(batch)
+            moves = next(step.work)
+            self._synchronize()
         except Exception as error:
-            self._retry_alone(batch, error)
-            return
-        shape = batch[0].entry.shape
-        elapsed = self.clock() - started
-        self.times.observe_step(shape.tokens, shape.rows * len(batch), elapsed)
-        for flight, velocity in zip(batch, velocities, strict=True):
-            self._move(flight, velocity, elapsed)
+            failure = error
+        step.seconds += self.clock() - started
+        turn.done += 1
+        if failure is not None:
+            turn.done = turn.parts
+            self._leave(step)
+            if isinstance(failure, torch.OutOfMemoryError) and len(step.flights) > 1:
+                self.memory.did_not_fit(turn.batch[0].shape, len(step.flights))
+            self._recover(step.flights, failure, self._step_again)
+        elif moves is not None:
+            self._leave(step)
+            self._finish(step, moves)
 
-    def _retry_alone(self, batch: list[_Flight], error: Exception) -> None:
-        if len(batch) > 1:
-            for flight in batch:
-                self._advance([flight])
-            return
-        task_id = batch[0].entry.id
-        del self._flights[task_id]
-        log.error("a step failed", task_id=task_id, exc_info=error)  # its caller is told no more than that
-        batch[0].outcome.error(ZImageError("the model failed on this request"))
+    def _step_again(self, flights: list[Flight]) -> None:
+        turn = Turn([flight.entry for flight in flights if flight.entry.id in self._flights])
+        step = self._begin(turn) if turn.batch else None
+        if step is not None:  # else it waits for the memory of the paused step, and is chosen again
+            self._advance(step)
 
-    def _velocities(self, batch: list[_Flight]) -> list[Tensor]:
-        """dx/dσ [N, 4 * C] per flight; guided ones combine two rows as diffusers does."""
-        per_caption = self._forward([flight.rows() for flight in batch])
-        if self.transformer.device.type == "cuda":
-            torch.cuda.current_stream().synchronize()
-        if len(per_caption) == 1:
-            return list(per_caption[0])
-        positive, negative = per_caption
-        return [
-            pos + flight.generation.guidance * (pos - neg)
-            for flight, pos, neg in zip(batch, positive, negative, strict=True)
-        ]
+    def _finish(self, step: _Step, moves: list[Tensor]) -> None:
+        shape = step.flights[0].entry.shape
+        self.times.observe_step(shape.tokens, shape.rows * len(step.flights), step.seconds)
+        self.recorder.observe("zimage_step_duration_seconds", step.seconds, self.model)
+        self.recorder.observe("zimage_batch_size", len(step.flights), "step")
+        arrived = list[Flight]()
+        for flight, velocity in zip(step.flights, moves, strict=True):
+            if flight.entry.id not in self._flights:
+                continue  # it left between two parts
+            try:
+                self._move(flight, velocity, step)
+            except Exception as error:
+                self._recover([flight], error, self._step_again)
+                continue
+            if flight.arrived:
+                arrived.append(flight)
+        self._landing += [arrived[at : at + self.decode_batch] for at in range(0, len(arrived), self.decode_batch)]
 
-    def _forward(self, rows: list[list[Row]]) -> list[Tensor]:
-        """One [B, N, 4 * C] per caption of a request: in one forward where all captions have the same length."""
-        columns = [list(column) for column in zip(*rows, strict=True)]
-        if len({column[0].caption.length for column in columns}) == 1:
-            together = self.transformer.velocity([row for column in columns for row in column])
-            return list(together.chunk(len(columns)))
-        return [self.transformer.velocity(column) for column in columns]
-
-    def _move(self, flight: _Flight, velocity: Tensor, elapsed: float) -> None:
-        sigma, following = flight.schedule.sigmas[flight.step], flight.schedule.sigmas[flight.step + 1]
-        flight.latents = flight.latents + (following - sigma) * velocity
-        flight.step += 1
-        flight.denoise_s += elapsed
-        flight.entry.steps_left -= 1
-        if flight.step == flight.generation.steps:
-            del self._flights[flight.entry.id]
-            flight.on_step(flight.step, None)
-            flight.outcome.result(Denoised(self._picture(flight, flight.latents), flight.started_at, flight.denoise_s))
-            return
+    def _move(self, flight: Flight, velocity: Tensor, step: _Step) -> None:
+        expected = flight.move(velocity, step.seconds, len(step.flights))
         preview = None
-        if flight.step in flight.generation.preview_steps:
-            preview = self.decoder.preview(self._picture(flight, flight.latents - following * velocity))
+        if not flight.arrived and flight.step in flight.generation.preview_steps:
+            preview = self.decoder.preview(flight.picture(expected))
         flight.on_step(flight.step, preview)
 
-    @staticmethod
-    def _picture(flight: _Flight, tokens: Tensor) -> Tensor:
-        return unpatchify(tokens, flight.generation.height, flight.generation.width)
+    def _land(self) -> None:
+        """Decodes what has taken its last step, at once if the memory for it is not held by a paused step."""
+        landing, self._landing = self._landing, []
+        for flights in landing:
+            needed = self.memory.decode_bytes(flights[0].entry.shape.pixels, len(flights))
+            if len(flights) > 1 and not self.memory.fits(needed):
+                self._landing += [[flight] for flight in flights]
+            elif self.memory.reserve(needed):
+                self._decode(flights)
+                self.memory.release(needed)
+            else:
+                self._landing.append(flights)
 
-    def _decode(self, command: _Decode) -> None:
-        started = self.clock()
-        try:
-            pixels = self.decoder.decode(command.latents)
-        except Exception as error:  # whatever it is, it belongs to these latents
-            command.outcome.error(error)
+    def _decode(self, flights: list[Flight]) -> None:
+        """Latents of one shape together: their step made them ready together."""
+        flights = [flight for flight in flights if flight.entry.id in self._flights]
+        if not flights:
             return
-        _, height, width = command.latents[0].shape
-        self.times.observe_decode(64 * height * width, (self.clock() - started) / len(command.latents))
-        command.outcome.result(pixels)
+        self._beat = started = self.clock()
+        failure = None
+        try:
+            pictures = self.decoder.decode([flight.picture(flight.latents) for flight in flights])
+        except Exception as error:
+            failure = error
+        if failure is not None:
+            self._recover(flights, failure, self._decode)
+            return
+        seconds = self.clock() - started
+        self.times.observe_decode(flights[0].entry.shape.pixels, seconds / len(flights))
+        self.recorder.observe("zimage_batch_size", len(flights), "decode")
+        for flight, pixels in zip(flights, pictures, strict=True):
+            del self._flights[flight.entry.id]
+            flight.outcome.result(Drawn(pixels, flight.started_at, flight.denoise_s, seconds, flight.executions))
+
+    def _synchronize(self) -> None:
+        if self.transformer.device.type == "cuda":
+            torch.cuda.current_stream().synchronize()
+
+    # --- faults
+
+    def _recover(self, flights: list[Flight], error: Exception, again: Callable[[list[Flight]], None]) -> None:
+        """Tries the same work again in halves, so that a bad member fails only itself; their state is untouched.
+
+        A single one is tried again, once, when memory ran out.
+        """
+        if isinstance(error, torch.OutOfMemoryError):
+            error.__traceback__ = None  # its frames hold what is to be freed
+            self.memory.free()
+        elif not self.lost and not self.memory.alive():
+            self._lose(error)
+        if self.lost:
+            return
+        if len(flights) > 1:
+            half = len(flights) // 2
+            again(flights[:half])
+            again(flights[half:])
+            return
+        (flight,) = flights
+        if isinstance(error, torch.OutOfMemoryError) and flight.retried != flight.step:
+            flight.retried = flight.step
+            again(flights)
+            return
+        log.error("a step failed", task_id=flight.entry.id, exc_info=error)  # its caller is told no more than that
+        if not isinstance(error, torch.OutOfMemoryError):
+            error = ZImageError("the model failed on this request")
+        self._fail(flight, self._explain(flight.generation, error))
+
+    def _explain(self, generation: Generation, error: Exception) -> Exception:
+        """What its caller is told."""
+        if self.lost or not self.memory.alive():
+            if not self.lost:
+                self._lose(error)
+            return DeviceLost("the device of this replica is lost")
+        if isinstance(error, torch.OutOfMemoryError):
+            return OutOfMemory(
+                f"the GPU's memory ran out at {generation.width}x{generation.height}, also when it was tried again",
+                hint="ask for a smaller size, or later: something else may use the GPU's memory",
+            )
+        return error
+
+    def _fail(self, flight: Flight, error: Exception) -> None:
+        del self._flights[flight.entry.id]
+        flight.outcome.error(error)
+
+    def _lose(self, error: Exception) -> None:
+        """Nothing more can be done on this device, ever; the pictures are drawn elsewhere."""
+        self.lost = True
+        log.error("the device is lost", exc_info=error)
+        for flight in list(self._flights.values()):
+            self._fail(flight, DeviceLost("the device of this replica is lost"))

@@ -1,34 +1,33 @@
-"""One task from embeddings to a stored picture: denoise, decode, encode a file, store it."""
+"""One task from embeddings to a stored picture: draw, encode a file, store it."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from typing import Any
 
-from torch import Tensor
-
+from serve.assets.metadata import describe, parameters
 from serve.assets.store import AssetStore
 from serve.engine import codec
 from serve.engine.decode import Pixels
-from serve.engine.engine import Engine, Generation
+from serve.engine.engine import Engine
+from serve.engine.flight import Generation
 from serve.engine.text import Embedding
 from serve.messages import Generated, StoredImage, Task, TaskPreview, TaskReport, TaskStepped
+from serve.settings import Settings
 
-Decode = Callable[[Tensor], Awaitable[Pixels]]
 Report = Callable[[TaskReport], None]
 
 
 @dataclass(slots=True)
 class Generator:
-    """`decode` turns one picture's latents into pixels: batched by Ray Serve in a replica, directly without it."""
-
     engine: Engine
-    decode: Decode
     assets: AssetStore
     files: ThreadPoolExecutor
+    settings: Settings
 
     async def generate(self, task: Task, embedding: Embedding, negative: Embedding | None, report: Report) -> Generated:
         """Returns when the picture is in the asset store. Cancelling the caller stops it at the next step."""
@@ -40,19 +39,20 @@ class Generator:
             if preview is not None:
                 loop.call_soon_threadsafe(previews.begin, preview)
 
-        generation = self._generation(task, embedding, negative)
-        denoised = await self.engine.denoise(generation, on_step)
-        started = time.perf_counter()
-        pixels = await self.decode(denoised.latents)
-        decoded = time.perf_counter()
+        drawn = await self.engine.draw(self._generation(task, embedding, negative), on_step)
         await previews.finish()
-        image = await self._store(task, pixels)
+        began = time.perf_counter()
+        image = await self._store(task, drawn.pixels)
         return Generated(
             image=image,
-            started_at=denoised.started_at,
+            started_at=drawn.started_at,
             encode_s=embedding.seconds,
-            denoise_s=denoised.denoise_s,
-            decode_s=decoded - started,
+            encodings=embedding.executions + (negative.executions if negative else 0.0),
+            denoise_s=drawn.denoise_s,
+            decode_s=drawn.decode_s,
+            file_s=time.perf_counter() - began,
+            executions=drawn.executions,
+            tally=self.engine.recorder.drain(),
         )
 
     def _generation(self, task: Task, embedding: Embedding, negative: Embedding | None) -> Generation:
@@ -74,9 +74,12 @@ class Generator:
 
     async def _store(self, task: Task, pixels: Pixels) -> StoredImage:
         request = task.request
-        data = await self.in_files(lambda: codec.encode(pixels, request.output_format, request.output_compression))
-        metadata = asdict(request) | {"seed": task.seed, "image": task.image, "job_id": task.job_id}
-        await self.assets.write(task.asset_id, data, request.output_format, metadata)
+        inside = parameters(request, task.image) if self.settings.assets.embed_parameters else None
+        data = await self.in_files(
+            lambda: codec.encode(pixels, request.output_format, request.output_compression, inside)
+        )
+        metadata = describe(request, task.image, job_id=task.job_id, user=task.user, weights=self.settings.model)
+        await _to_its_end(self.assets.write(task.asset_id, data, request.output_format, metadata))
         return StoredImage(
             asset_id=task.asset_id,
             seed=task.seed,
@@ -89,6 +92,15 @@ class Generator:
     async def in_files(self, work: Callable[[], bytes]) -> bytes:
         """Runs the encoding of a file off the event loop."""
         return await asyncio.get_running_loop().run_in_executor(self.files, work)
+
+
+async def _to_its_end(writing: Coroutine[Any, Any, object]) -> None:
+    """A caller that cancels knows, when it is answered, that no picture comes any more."""
+    task = asyncio.ensure_future(writing)
+    try:
+        await asyncio.shield(task)
+    finally:
+        await asyncio.gather(task, return_exceptions=True)
 
 
 class _Previews:

@@ -37,3 +37,8 @@ def _if_told(read: Callable[[Any], Any], handle: Any) -> Any:
         return read(handle)
     except pynvml.NVMLError:  # a slice of a device, or a driver that does not measure this
         return None
+
+
+def gpu_of(device: torch.device) -> Gpu | None:
+    """None for a CPU."""
+    return Gpu(device) if device.type == "cuda" else None

@@ -10,11 +10,19 @@ import torch
 
 from serve.fingerprint import fingerprint
 
-PIXELS = 1  # raise it with every change of the engine, the decoder or the encoding of files that may change a byte
+LIBRARIES = ("torch", "diffusers", "transformers", "pillow", "numpy")
 
 
 def identity_of(folder: Path, placement: str) -> str:
-    """Of weights, code, libraries, and `placement`: the device's name and precision; hexadecimal."""
-    libraries = [f"{name} {version(name)}" for name in ("torch", "diffusers", "transformers", "pillow")]
-    parts = (f"pixels {PIXELS}", *libraries, f"cuda {torch.version.cuda}", placement, fingerprint(folder))
+    """Of weights, this package's own code, libraries, and `placement`: the device's name and precision; hexadecimal."""
+    libraries = [f"{name} {version(name)}" for name in LIBRARIES]
+    parts = (*libraries, f"cuda {torch.version.cuda}", placement, fingerprint(folder), _code())
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
+
+
+def _code() -> str:
+    """Any change of it may change a byte, and nobody need remember to say so."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("**/*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()

@@ -11,12 +11,15 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImageTran
 from transformers import AutoModel
 
 from serve.engine.decode import Decoder
+from serve.engine.embeddings import RememberingEncoder
 from serve.engine.engine import Engine
+from serve.engine.memory import CudaMeter, Memory
 from serve.engine.schedule import POLICIES
 from serve.engine.text import TextEncoder
 from serve.engine.warmup import warm_up
 from serve.engine.zimage import ZImageTransformer
 from serve.errors import ConfigError
+from serve.presets.catalog import warm_up_shapes
 from serve.settings import Settings
 from serve.tokens import PromptTokens
 
@@ -47,10 +50,10 @@ class Placement:
         return f"{name} {str(self.dtype).removeprefix('torch.')}"
 
 
-def open_text_encoder(settings: Settings, folder: Path, placement: Placement) -> TextEncoder:
+def open_text_encoder(settings: Settings, folder: Path, placement: Placement) -> RememberingEncoder:
     torch.set_num_threads(settings.threads)
     model = AutoModel.from_pretrained(folder / "text_encoder", dtype=placement.dtype).to(placement.device).eval()
-    return TextEncoder(model, PromptTokens(folder / "tokenizer"))
+    return RememberingEncoder(TextEncoder(model, PromptTokens(folder / "tokenizer")), settings.cache.embedding_bytes)
 
 
 def open_engine(
@@ -58,10 +61,40 @@ def open_engine(
 ) -> Engine:
     """Loads, warms up and starts; `report` gets the fraction of the warm-up that is done."""
     torch.set_num_threads(settings.threads)
-    transformer, decoder = load_transformer(folder, placement), load_decoder(folder, placement)
+    limit = settings.vram_limit
+    meter = CudaMeter(placement.device, limit) if placement.device.type == "cuda" else None
+    try:
+        transformer, decoder = load_transformer(folder, placement), load_decoder(folder, placement)
+        memory = Memory(meter)
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(
+            f"the weights of the denoiser do not fit into the GPU's memory{f', limited to {limit}' if limit else ''}",
+            hint="raise vram_limit, or use a larger GPU",
+        ) from error
+    return start(settings, transformer, decoder, memory, report)
+
+
+def start(
+    settings: Settings,
+    transformer: ZImageTransformer,
+    decoder: Decoder,
+    memory: Memory,
+    report: Callable[[float], None] = lambda _: None,
+) -> Engine:
     scheduler = settings.scheduler
-    times = warm_up(transformer, decoder, settings.warmup_px, scheduler.max_batch, report)
-    engine = Engine(transformer, decoder, POLICIES[scheduler.policy](times, scheduler.max_batch), times)
+    squares = {(side, side) for side in settings.warmup_px}
+    shapes = sorted(squares | set(warm_up_shapes(settings)), key=lambda shape: (shape[0] * shape[1], shape))
+    times = warm_up(transformer, decoder, memory, shapes, scheduler.max_batch, report)
+    engine = Engine(
+        transformer,
+        decoder,
+        POLICIES[scheduler.policy](times, scheduler.max_batch),
+        times,
+        memory,
+        split_s=scheduler.split_step_ms / 1e3,
+        decode_batch=scheduler.decode_batch,
+        model=settings.served_model_name,
+    )
     engine.start()
     return engine
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import heapq
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from serve.step_times import StepTimes, sequence_tokens
 
 MIN_GAIN = 1.10  # a batch must be this much faster than its members one after another
 LATE_SHARE = 0.10  # of the device's time, for requests that cannot meet their deadline any more
+FORCED_STEPS = 8  # of a late request, saved up: then its share is taken also where somebody becomes late by it
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +49,23 @@ class Entry:
 
 
 class Policy(Protocol):
+    """One per engine; asked at every boundary between two steps, and between the parts of steps if it `splits` them."""
+
+    splits: ClassVar[bool] = False
+
     def next(self, entries: Sequence[Entry], now: float) -> list[Entry]:
         """The entries, all of one shape, that take the next step together; empty only when there are none."""
+        ...
+
+    def passing(
+        self,
+        entries: Sequence[Entry],  # noqa: ARG002
+        paused: Sequence[Entry],  # noqa: ARG002
+        rest_s: float,  # noqa: ARG002
+        now: float,  # noqa: ARG002
+    ) -> list[Entry]:
+        """Which of `entries` take a step before the paused one, of which `rest_s` is left, goes on: usually none."""
+        return []
 
 
 class Batcher:
@@ -68,17 +86,21 @@ class Batcher:
         return now + self.remaining(entry, members) <= entry.deadline
 
     def fill(self, head: Entry, others: Sequence[Entry], now: float) -> list[Entry]:
-        batch = [head]
+        """The largest batch that pays: four may, where two do not yet."""
+        company = self.company(head, others)
+        while company:
+            batch = [head, *company]
+            if self._pays(head.shape, len(batch)) and self._harmless(batch, now):
+                return batch
+            company.pop()
+        return [head]
+
+    def company(self, head: Entry, others: Sequence[Entry]) -> list[Entry]:
+        """Who could share a step with `head`, whether it pays or not."""
         if head.alone:
-            return batch
-        for entry in others:
-            if len(batch) == self._max_batch:
-                break
-            if entry is head or entry.alone or entry.shape != head.shape:
-                continue
-            if self._pays(head.shape, len(batch) + 1) and self._harmless([*batch, entry], now):
-                batch.append(entry)
-        return batch
+            return []
+        alike = [e for e in others if e is not head and not e.alone and e.shape == head.shape]
+        return alike[: self._max_batch - 1]
 
     def _pays(self, shape: Shape, members: int) -> bool:
         if not self._times.covers(shape.rows * members):
@@ -90,23 +112,63 @@ class Batcher:
         return all(self.feasible(entry, now, len(batch)) for entry in on_time)
 
 
-class Fifo:
+class Fifo(Policy):
     """First come, first served; company only of the same shape."""
 
     def __init__(self, times: StepTimes, max_batch: int) -> None:
         self._batcher = Batcher(times, max_batch)
 
     def next(self, entries: Sequence[Entry], now: float) -> list[Entry]:
-        arrived = sorted(entries, key=lambda entry: entry.admitted)
+        arrived = _by_arrival(entries)
         return self._batcher.fill(arrived[0], arrived, now) if arrived else []
 
 
-class EarliestDeadline:
-    """Earliest deadline first among those that can still meet it.
+class Static(Policy):
+    """What a batching server without a step loop does: the oldest, with all that are alike and there, to their end.
 
-    The late ones follow: the shortest first when nobody else waits, and the oldest in a guaranteed share of the
-    device's time, so that nothing starves.
+    Whoever comes meanwhile waits for the whole batch, also where it would have fitted in.
     """
+
+    def __init__(self, times: StepTimes, max_batch: int) -> None:
+        self._batcher = Batcher(times, max_batch)
+        self._running: set[str] = set()
+
+    def next(self, entries: Sequence[Entry], now: float) -> list[Entry]:  # noqa: ARG002
+        arrived = _by_arrival(entries)
+        batch = [entry for entry in arrived if entry.id in self._running]
+        if not batch and arrived:
+            batch = [arrived[0], *self._batcher.company(arrived[0], arrived)]
+        self._running = {entry.id for entry in batch}
+        return batch
+
+
+class RoundRobin(Policy):
+    """Everybody takes a step in turn, together with all that are alike: a saturated device is shared equally."""
+
+    def __init__(self, times: StepTimes, max_batch: int) -> None:
+        self._batcher = Batcher(times, max_batch)
+        self._turns = 0
+        self._last: dict[str, int] = {}
+
+    def next(self, entries: Sequence[Entry], now: float) -> list[Entry]:  # noqa: ARG002
+        if not entries:
+            return []
+        self._last = {entry.id: self._last.get(entry.id, self._turns) for entry in entries}
+        ring = sorted(_by_arrival(entries), key=lambda entry: self._last[entry.id])
+        batch = [ring[0], *self._batcher.company(ring[0], ring)]
+        self._turns += 1
+        self._last |= {entry.id: self._turns for entry in batch}
+        return batch
+
+
+class EarliestDeadline(Policy):
+    """Earliest deadline first among as many as can meet theirs together; where not all can, the longest step back.
+
+    The others follow, the shortest first, when nobody else waits. The oldest of them has a guaranteed share of the
+    device's time, so that nothing starves: taken where it makes nobody late, and by force when too much is saved up.
+    """
+
+    splits = True
 
     def __init__(self, times: StepTimes, max_batch: int) -> None:
         self._batcher = Batcher(times, max_batch)
@@ -115,24 +177,84 @@ class EarliestDeadline:
     def next(self, entries: Sequence[Entry], now: float) -> list[Entry]:
         if not entries:
             return []
-        on_time = sorted((e for e in entries if self._batcher.feasible(e, now)), key=lambda e: e.deadline)
-        on_time_ids = {entry.id for entry in on_time}
-        late = sorted((e for e in entries if e.id not in on_time_ids), key=lambda e: e.admitted)
-        head = self._head(on_time, late)
+        on_time = self._on_time(entries, now)
+        kept = {entry.id for entry in on_time}
+        late = _by_arrival([entry for entry in entries if entry.id not in kept])
+        head = self._head(on_time, late, now)
         batch = self._batcher.fill(head, [*on_time, *late], now)
         if late and head is not late[0]:
-            self._credit += LATE_SHARE * self._batcher.step_seconds(head.shape, len(batch))
+            self._earn(batch)
         return batch
 
-    def _head(self, on_time: list[Entry], late: list[Entry]) -> Entry:
+    def passing(self, entries: Sequence[Entry], paused: Sequence[Entry], rest_s: float, now: float) -> list[Entry]:
+        """Whoever is due before the paused ones; late ones let only those pass that cannot wait, and not for ever."""
+        begun = now + rest_s - self._batcher.step_seconds(paused[0].shape, len(paused))
+        due = min((_due(entry) for entry in paused if self._batcher.feasible(entry, begun)), default=None)
+        urgent = sorted((entry for entry in entries if self._batcher.feasible(entry, now)), key=_due)
+        if due is not None:
+            urgent = [entry for entry in urgent if _due(entry) < due]
+            return self._batcher.fill(urgent[0], urgent, now) if urgent else []
+        urgent = [entry for entry in urgent if not self._batcher.feasible(entry, now + rest_s)]
+        if not urgent or self._spend(rest_s):
+            return []
+        batch = self._batcher.fill(urgent[0], urgent, now)
+        self._earn(batch)
+        return batch
+
+    def _on_time(self, entries: Sequence[Entry], now: float) -> list[Entry]:
+        """As many as can meet their deadlines one after another, by deadline (Moore and Hodgson)."""
+        kept: list[tuple[float, str]] = []
+        end = now
+        by_deadline = sorted((entry for entry in entries if self._batcher.feasible(entry, now)), key=_due)
+        for entry in by_deadline:
+            seconds = self._batcher.remaining(entry)
+            heapq.heappush(kept, (-seconds, entry.id))
+            end += seconds
+            if end > entry.deadline:
+                end += heapq.heappop(kept)[0]
+        ids = {id for _, id in kept}
+        return [entry for entry in by_deadline if entry.id in ids]
+
+    def _head(self, on_time: list[Entry], late: list[Entry], now: float) -> Entry:
         if not late:
             self._credit = 0.0
             return on_time[0]
         cost = self._batcher.step_seconds(late[0].shape)
-        if self._credit >= cost:
-            self._credit -= cost
+        forced = self._credit >= FORCED_STEPS * cost
+        if (forced or self._slack(on_time, now) >= cost) and self._spend(cost):
             return late[0]
         return on_time[0] if on_time else min(late, key=self._batcher.remaining)
 
+    def _slack(self, on_time: list[Entry], now: float) -> float:
+        """For how long all of them can wait together."""
+        slack, end = math.inf, now
+        for entry in on_time:
+            end += self._batcher.remaining(entry)
+            slack = min(slack, entry.deadline - end)
+        return slack
 
-POLICIES: dict[str, Callable[[StepTimes, int], Policy]] = {"fifo": Fifo, "edf": EarliestDeadline}
+    def _earn(self, batch: list[Entry]) -> None:
+        self._credit += LATE_SHARE * self._batcher.step_seconds(batch[0].shape, len(batch))
+
+    def _spend(self, seconds: float) -> bool:
+        """Whether the late ones have saved so much of their share."""
+        if self._credit < seconds:
+            return False
+        self._credit -= seconds
+        return True
+
+
+def _by_arrival(entries: Sequence[Entry]) -> list[Entry]:
+    return sorted(entries, key=lambda entry: entry.admitted)
+
+
+def _due(entry: Entry) -> float:
+    return entry.deadline
+
+
+POLICIES: dict[str, Callable[[StepTimes, int], Policy]] = {
+    "fifo": Fifo,
+    "static": Static,
+    "round_robin": RoundRobin,
+    "edf": EarliestDeadline,
+}

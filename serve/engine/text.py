@@ -17,11 +17,12 @@ from serve.tokens import PromptTokens
 class Embedding:
     """One prompt's embedding [L, C] on its way to a denoiser; bf16 travels as its bits, which Ray moves without a copy.
 
-    `seconds` is the time of the batch that it was encoded in.
+    `seconds` is the time of the batch that it was encoded in, `executions` its part of that one.
     """
 
     data: np.ndarray[tuple[int, ...], np.dtype[Any]]
     seconds: float
+    executions: float = 1.0
 
     def tensor(self) -> Tensor:
         if self.data.dtype == np.uint16:
@@ -29,10 +30,10 @@ class Embedding:
         return torch.from_numpy(self.data.copy())
 
     @classmethod
-    def of(cls, tensor: Tensor, seconds: float) -> Embedding:
+    def of(cls, tensor: Tensor, seconds: float, executions: float = 1.0) -> Embedding:
         cpu = tensor.contiguous().cpu()
         data = cpu.view(torch.int16).numpy().view(np.uint16) if cpu.dtype == torch.bfloat16 else cpu.numpy()
-        return cls(data, seconds)
+        return cls(data, seconds, executions)
 
 
 class TextEncoder:
@@ -57,4 +58,4 @@ class TextEncoder:
         batch = torch.tensor([row + [0] * (length - len(row)) for row in ids], device=self._model.device)
         hidden = self._model(input_ids=batch, use_cache=False).last_hidden_state.cpu()
         seconds = time.perf_counter() - started
-        return [Embedding.of(hidden[i, : len(row)], seconds) for i, row in enumerate(ids)]
+        return [Embedding.of(hidden[i, : len(row)], seconds, 1 / len(ids)) for i, row in enumerate(ids)]

@@ -7,6 +7,7 @@ shape, so attention never needs a mask, and a row's result does not depend on th
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -192,9 +193,17 @@ class ZImageTransformer:
         """Sigmas by the model's own scheduler; `image_tokens` matters only where its shift depends on resolution."""
         return self._schedule(steps, image_tokens if self._scheduler_config.use_dynamic_shifting else 0)
 
-    @torch.inference_mode()
     def velocity(self, rows: list[Row]) -> Tensor:
         """One forward over rows of one shape. Returns [B, N, 4 * C] fp32, signed so that x += (σ' - σ) · v."""
+        (velocity,) = self.segments(rows, 1)
+        return velocity
+
+    @torch.inference_mode()
+    def segments(self, rows: list[Row], parts: int) -> Iterator[Tensor]:
+        """The same forward in `parts` of about equal time: yields after each, last of all the velocity.
+
+        Between two parts any other forward may run, and the rest may be left undone.
+        """
         first = rows[0]
         modulation = torch.stack([row.schedule.modulation[row.step] for row in rows], 1)
         x = self._x_embedder(torch.stack([row.latents for row in rows]).to(self.dtype))
@@ -207,11 +216,15 @@ class ZImageTransformer:
             x = block(x, image_rope, modulation[depth])
         x = torch.cat([x, torch.stack([row.caption.tokens for row in rows])], 1)
         rope = torch.cat([image_rope, first.caption.rope])
-        for depth, block in enumerate(self._layers, len(self._noise_refiner)):
-            x = block(x, rope, modulation[depth])
+        ends = [len(self._layers) * part // parts for part in range(1, parts + 1)]
+        for part, (start, end) in enumerate(zip([0, *ends], ends, strict=False), 1):
+            for depth in range(start, end):
+                x = self._layers[depth](x, rope, modulation[len(self._noise_refiner) + depth])
+            if part < parts:
+                yield x
         final_scale = torch.stack([row.schedule.final_scale[row.step] for row in rows]).unsqueeze(1)
         output: Tensor = self._final.linear(self._final.norm_final(x[:, :tokens]) * final_scale)
-        return -output.float()
+        yield -output.float()
 
     @torch.inference_mode()
     def _make_schedule(self, steps: int, image_tokens: int) -> Schedule:

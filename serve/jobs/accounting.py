@@ -76,8 +76,16 @@ class Accounting:
         if isinstance(end, Failed | Expired):
             self._slo(met=lambda _: False)
 
-    def generated(self, answer: Generated) -> None:
-        """One picture came back from a Denoiser."""
+    def accepted(self, submission: Submission) -> None:
+        if submission.quota is not None:
+            amount = submission.request.amount
+            self.registry.count("zimage_quota_charged_total", "images", by=amount.images)
+            self.registry.count("zimage_quota_charged_total", "pixel_steps", by=amount.pixel_steps)
+
+    def generated(self, job: Job, answer: Generated) -> None:
+        """A picture came back from a Denoiser; the embeddings of the first one were those of all."""
+        if not job.finished:
+            self._encoded(2 if job.submission.request.guided else 1, answer)
         for stage in ("encode", "denoise", "decode", "file"):
             seconds = getattr(answer, f"{stage}_s")
             self.registry.observe("zimage_stage_duration_seconds", seconds, self.model, stage)
@@ -89,14 +97,6 @@ class Accounting:
             part.executions += answer.executions
         self.statistics.denoiser.success.add(answer.denoise_s + output_s)
 
-    def encoded(self, prompts: int, seconds: float) -> None:
-        for part in (self.statistics.pipeline, self.statistics.text_encoder):
-            part.compute_infer.add(seconds, prompts)
-        encoder = self.statistics.text_encoder
-        encoder.ran(prompts)
-        encoder.success.add(seconds, prompts)
-        encoder.execute(prompts, 1, seconds)
-
     def retried(self) -> None:
         self.registry.count("zimage_job_retries_total")
 
@@ -107,6 +107,18 @@ class Accounting:
         """What another process has counted; each of its tallies counts once."""
         if tally is not None and self._tallies.new(sender, tally):
             self.registry.apply(tally)
+
+    def _encoded(self, prompts: int, answer: Generated) -> None:
+        encoder = self.statistics.text_encoder
+        encoder.success.add(answer.encode_s)
+        encoder.compute_infer.add(answer.encode_s)
+        self.statistics.pipeline.compute_infer.add(answer.encode_s, 0)
+        if answer.encodings:
+            encoder.ran(prompts)
+            encoder.executions += answer.encodings
+
+    def webhook(self, outcome: str) -> None:
+        self.registry.count("zimage_webhook_deliveries_total", outcome)
 
     def _success(
         self, submission: Submission, images: Sequence[StoredImage], cache: CacheUse, took_s: float, waited_s: float
@@ -139,6 +151,10 @@ class Accounting:
             count("zimage_replica_restarts_total", deployment, by=0)
         for result in ("hit", "miss", "join", "skip"):
             count("zimage_cache_requests_total", result, by=0)
+        for outcome in ("delivered", "pending", "failed"):
+            count("zimage_webhook_deliveries_total", outcome, by=0)
+        for unit in ("images", "pixel_steps"):
+            count("zimage_quota_charged_total", unit, by=0)
         for alpha in SLO_ALPHAS:
             for met in ("true", "false"):
                 count("zimage_slo_jobs_total", str(alpha), met, by=0)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from serve.errors import DeadlineInfeasible, NotReady, QueueFull
+from serve.errors import DeadlineInfeasible, NotReady, QueueFull, TooLargeForMemory
 from serve.jobs.estimate import seconds_until_done, solo_seconds
 from serve.jobs.fleet import Fleet
 from serve.jobs.flights import Flights
@@ -27,14 +27,18 @@ class Admission:
     flights: Flights
 
     def check(self, submission: Submission, was_ready: bool, *, joins: bool = False) -> None:
-        """Raises NotReady, QueueFull or DeadlineInfeasible. A service that was ready once queues through recoveries.
+        """Raises NotReady, TooLargeForMemory, QueueFull or DeadlineInfeasible.
 
-        One that `joins` work under way is not asked whether its deadline could be met by a new one.
+        A service that was ready once queues through recoveries. One that `joins` work under way is not asked whether
+        its deadline could be met by a new one.
         """
         if not was_ready:
             phase, _ = self.fleet.starting()
             hint = "try again when /readyz answers 200"
             raise NotReady(f"the service is starting: {phase}", hint=hint, retry_after=5)
+        request = submission.request
+        if (largest_px := self.fleet.largest_px(request)) is not None:
+            raise TooLargeForMemory.of(request.width, request.height, largest_px)
         user = submission.user
         waiting = len(self.queue) + self.flights.waiting_of()
         mine = self.queue.waiting_of(user) + self.flights.waiting_of(user)

@@ -6,12 +6,15 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 import structlog
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from serve.errors import Unavailable, ZImageError
 from serve.jobs.record import JobRecord
+from serve.messages import Delivery
 
 log = structlog.get_logger()
 
@@ -23,13 +26,28 @@ Outcome = JobRecord | ZImageError
 
 
 @dataclass(slots=True)
+class Change:
+    """Something else that is to be done in the transaction; its answer is told after the commit."""
+
+    work: Callable[[AsyncConnection], Awaitable[Any]]
+    done: asyncio.Future[Any]
+    answer: Any = None
+
+    async def apply(self, connection: AsyncConnection) -> None:
+        self.answer = await self.work(connection)
+
+
+@dataclass(slots=True)
 class Batch:
     """Applied in the order of its fields. Of each job only the newest state is saved."""
 
     ended_before: float | None = None
+    state: dict[str, str] = field(default_factory=dict)
     deletes: set[str] = field(default_factory=set)
     adds: list[JobRecord] = field(default_factory=list)
     saves: dict[str, JobRecord] = field(default_factory=dict)
+    changes: list[Change] = field(default_factory=list)
+    deliveries: dict[str, Delivery] = field(default_factory=dict)
     _added: list[asyncio.Future[JobRecord]] = field(default_factory=list)
     _applied: list[asyncio.Future[None]] = field(default_factory=list)
 
@@ -44,6 +62,11 @@ class Batch:
         self._applied.append(applied)
         return applied
 
+    def changing(self, work: Callable[[AsyncConnection], Awaitable[Any]]) -> asyncio.Future[Any]:
+        change = Change(work, asyncio.get_running_loop().create_future())
+        self.changes.append(change)
+        return change.done
+
     def acknowledge(self, outcomes: list[Outcome]) -> None:
         for added, outcome in zip(self._added, outcomes, strict=True):
             if added.done():
@@ -55,15 +78,19 @@ class Batch:
         for applied in self._applied:
             if not applied.done():
                 applied.set_result(None)
+        for change in self.changes:
+            if not change.done.done():
+                change.done.set_result(change.answer)
 
-    def refuse_adds(self, error: Exception) -> None:
-        for added in self._added:
-            if not added.done():
-                added.set_exception(error)
-        self.adds, self._added = [], []
+    def refuse(self, error: Exception) -> None:
+        """What its caller can ask for again."""
+        for asked in (*self._added, *(change.done for change in self.changes)):
+            if not asked.done():
+                asked.set_exception(error)
+        self.adds, self._added, self.changes = [], [], []
 
     def fail(self, error: Exception) -> None:
-        self.refuse_adds(error)
+        self.refuse(error)
         for applied in self._applied:
             if not applied.done():
                 applied.set_exception(error)
@@ -72,12 +99,15 @@ class Batch:
         """What could not be committed is tried again with what came after it."""
         later.ended_before = later.ended_before or self.ended_before
         later.deletes |= self.deletes
+        later.state = self.state | later.state
         later.saves = self.saves | later.saves
+        later.deliveries = self.deliveries | later.deliveries
         later._applied = self._applied + later._applied
 
 
 class GroupCommit:
-    """One transaction at a time. Where the database does not answer, adds are refused and all else is tried again."""
+    """One transaction at a time. Where the database does not answer, adds and changes are refused, and all else is
+    tried again."""
 
     def __init__(self, commit: Callable[[Batch], Awaitable[list[Outcome]]]) -> None:
         self._commit = commit
@@ -135,7 +165,7 @@ class GroupCommit:
     async def _later(self, batch: Batch, error: Exception) -> None:
         log.error("the job store does not take writes, trying again", error=str(error))
         hint = "try again; the server's log has the reason"
-        batch.refuse_adds(Unavailable("the job store is not answering", hint=hint, retry_after=5))
+        batch.refuse(Unavailable("the job store is not answering", hint=hint, retry_after=5))
         batch.precede(self._batch)
         self._work.set()
         await asyncio.sleep(RETRY_S)

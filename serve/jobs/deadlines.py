@@ -23,15 +23,27 @@ class SoftDeadlines:
         return now + FACTOR[priority] * (alone_s or UNKNOWN_S)
 
     def place(
-        self, priority: Priority, accepted: float, *, alone_s: float, image_s: float, now: float, replicas: int
+        self,
+        priority: Priority,
+        accepted: float,
+        *,
+        alone_s: float,
+        image_s: float,
+        now: float,
+        replicas: int,
+        owed: bool = False,
     ) -> float:
         """Of an image that is placed now, `accepted` being the deadline given at acceptance.
+
+        One that is placed before a higher class because its own is `owed` its share is given with `priority` that
+        class, and its deadline: else it would lose on the replica what it was given in the queue, and hold a slot for
+        as long.
 
         Successive deadlines of a class lie half an image apart: more than the delays between here and a replica.
         """
         from_now = self.accept(priority, alone_s, now)
         deadline = accepted
-        if from_now - accepted > AT_ONCE_S:
+        if owed or from_now - accepted > AT_ONCE_S:
             deadline = max(from_now, self._last.get(priority, 0.0) + image_s / 2 / max(1, replicas))
         self._last[priority] = deadline
         return deadline

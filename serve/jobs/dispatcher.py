@@ -4,33 +4,43 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from functools import partial
 from typing import Any, TypeVar
 
 import structlog
 
+from serve.access.keys import ApiKey
 from serve.assets.store import AssetStore
 from serve.errors import DeadlineExceeded, NotFound, ReplicaLost, StaleWriter, ZImageError
+from serve.jobs import gallery
 from serve.jobs.accounting import Accounting
 from serve.jobs.admission import Admission
+from serve.jobs.arrivals import Arrivals
 from serve.jobs.estimate import solo_seconds
 from serve.jobs.fleet import Backend, Fleet
 from serve.jobs.flights import Flights
 from serve.jobs.job import Job, Listener
+from serve.jobs.keeper import Keeper
+from serve.jobs.keys import check_way_in
 from serve.jobs.memory import Memory
 from serve.jobs.placements import Placement, Placements
 from serve.jobs.queue import JobQueue
 from serve.jobs.record import JobRecord
 from serve.jobs.results import Results
 from serve.jobs.sharing import Sharing
+from serve.jobs.state import PAUSED
+from serve.jobs.stats import Recent, stats_of
 from serve.jobs.status import snapshot_of, status_of
 from serve.jobs.store import JobStore
 from serve.jobs.tasks import Tasks
 from serve.jobs.waiting import WaitingRoom
 from serve.messages import (
+    AssetQuery,
+    AssetView,
     Canceled,
     Canceling,
+    Deletion,
     ErrorInfo,
     Event,
     Expired,
@@ -41,6 +51,7 @@ from serve.messages import (
     JobView,
     Preview,
     ReplicaState,
+    ServiceStats,
     ServiceStatus,
     StoredImage,
     Submission,
@@ -52,6 +63,7 @@ from serve.messages import (
     Timings,
 )
 from serve.metrics.registry import Snapshot
+from serve.quota import Usage
 from serve.settings import Settings
 
 log = structlog.get_logger()
@@ -59,6 +71,7 @@ T = TypeVar("T")
 
 POSITIONS_EVERY_S = 0.25
 PRUNE_EVERY_S = 3600.0
+FILES_S = 5.0
 
 
 class Dispatcher:
@@ -74,39 +87,61 @@ class Dispatcher:
     ) -> None:
         self._settings = settings
         self._store = store
+        self._assets = assets
+        self._keeper = Keeper(store, assets, settings.assets.retention, self._busy, self._forget_pictures)
         self._clock = clock
         self.accounting = Accounting(settings.served_model_name, self._snapshot, self._solo_s)
         self._fleet = Fleet(settings.timeouts.heartbeat_s, self.accounting.lost)
         self._queue = JobQueue()
         self._jobs = Memory(clock)
-        self._arriving: dict[str, asyncio.Task[str]] = {}
         self._room = WaitingRoom(self._queue, self._jobs, self._fleet, clock)
         self._results = Results(settings.cache, store, assets)
         self._flights = Flights(self._begin)
-        self._admission = Admission(settings.queue, self._fleet, self._queue, self._jobs, self._flights)
         self._tasks = Tasks(self._superseded)
         self._placements = Placements(backend, self._fleet, self, self._tasks.spawn)
         self._sharing = Sharing(self._results, self._flights, self._room, self._placements, self, self._tasks.spawn)
+        self._arrivals = Arrivals(
+            desk=self,
+            store=store,
+            jobs=self._jobs,
+            results=self._results,
+            flights=self._flights,
+            fleet=self._fleet,
+            admission=Admission(settings.queue, self._fleet, self._queue, self._jobs, self._flights),
+            accounting=self.accounting,
+            tasks=self._tasks,
+        )
         self._opened = clock()
-        self._was_ready = False
+        self.was_ready = False
         self._stopped = False
+        self._recent = Recent(clock)
 
     async def open(self) -> None:
         """Claims the store, and takes up what the Dispatcher before has left."""
         await self._store.open()
         await self._results.load()
+        self._room.paused = (await self._store.recall()).get(PAUSED) == "yes"
         left = [self._take_up(record) for record in await self._store.unfinished()]
         await asyncio.gather(*(self._store.save(job.record()) for job in left))
-        self._was_ready = bool(left)  # who left jobs behind was ready once
+        self.was_ready = bool(left)  # who left jobs behind was ready once
         self._room.publish()
         self._tasks.spawn(self._housekeeping())
         self._tasks.spawn(self._prune())
+        self._tasks.spawn(self._keeper.run())
 
     async def close(self) -> None:
         """Jobs that have not ended go on when the store is opened again."""
-        self._stop()
+        await asyncio.gather(self.hand_back(), return_exceptions=True)  # a stale writer has nothing to hand back
         await self._tasks.close()
         await self._store.close()
+
+    async def hand_back(self) -> None:
+        """Nothing runs any more, and no job is blamed for this end: what has not ended is the next Dispatcher's."""
+        self._stop()
+        placed = [job for job in self._jobs.values() if job.placed and job.end is None]
+        for job in placed:
+            job.placed.clear()
+        await asyncio.gather(*(self._store.save(job.record()) for job in placed))
 
     async def check(self) -> None:
         """Raises StaleWriter when another Dispatcher has taken over, or what else has ended the store's writer."""
@@ -116,16 +151,14 @@ class Dispatcher:
             self._stop()
             raise
 
+    async def check_way_in(self, host: str) -> None:
+        """Raises ConfigError for a service that is to be reached at `host`, and that nobody could enter."""
+        await check_way_in(self._settings, host, self._store.keys)
+
     # --- ImageService
 
     async def submit(self, submission: Submission) -> str:
-        arriving = self._arriving.get(submission.job_id)
-        if arriving is None:
-            if submission.job_id in self._jobs:
-                return submission.job_id
-            arriving = self._arriving[submission.job_id] = self._tasks.spawn(self._accept(submission))
-            arriving.add_done_callback(partial(self._arrived, submission.job_id))
-        return await asyncio.shield(arriving)
+        return await self._arrivals.submit(submission)
 
     async def watch(self, job_id: str, after: int = 0) -> AsyncIterator[Event]:
         events: asyncio.Queue[Event] = asyncio.Queue()
@@ -154,10 +187,11 @@ class Dispatcher:
             await asyncio.shield(job.settling)
 
     async def get(self, job_id: str) -> JobView:
-        return (await self._find(job_id)).view()
+        (view,) = await self._store.deliveries.shown([(await self._find(job_id)).view()])
+        return view
 
     async def find(self, query: JobQuery) -> list[JobView]:
-        return await self._jobs.find(self._store, query)
+        return await self._store.deliveries.shown(await self._jobs.find(self._store, query))
 
     async def delete(self, job_id: str) -> JobView:
         await self.cancel(job_id)
@@ -166,19 +200,68 @@ class Dispatcher:
         job = await self._find(job_id)
         await self._store.delete(job_id)
         self._jobs.forget(job_id)
-        return job.view()
+        view = job.view()
+        await self._soon(self._drop_files(view))
+        return view
+
+    async def find_assets(self, query: AssetQuery) -> list[AssetView]:
+        return await self._store.look(partial(gallery.find, query=query))
+
+    async def delete_assets(self, user: str | None, ids: tuple[str, ...]) -> Deletion:
+        return await self._with_files(await self._keeper.delete(list(ids), user))
+
+    async def delete_all_assets(self, user: str, confirm: int | None) -> Deletion:
+        return await self._with_files(await self._keeper.delete_all(user, confirm))
 
     async def status(self) -> ServiceStatus:
-        return status_of(self._fleet, self._jobs.values(), self._clock() - self._opened)
+        return status_of(self._fleet, self._jobs.values(), self._clock() - self._opened, paused=self._room.paused)
+
+    async def usage(self, user: str) -> Usage:
+        return await self._store.usage(user, time.time())
+
+    async def api_keys(self) -> list[ApiKey]:
+        return await self._store.keys.all()
+
+    async def add_api_key(self, key: ApiKey) -> None:
+        await self._store.keys.add(key)
+
+    async def revoke_api_key(self, key_id: str) -> ApiKey:
+        return await self._store.keys.revoke(key_id, time.time())
+
+    async def stats(self) -> ServiceStats:
+        return stats_of(await self.status(), self._fleet, self._room.waiting(), self._recent)
+
+    async def active(self, limit: int) -> list[JobView]:
+        begun = [job for job in self._jobs.values() if not job.status.terminal and job.status is not JobStatus.QUEUED]
+        return [job.view() for job in [*begun, *self._room.waiting()][:limit]]
+
+    async def hold(self, paused: bool) -> None:
+        """Remembered before it takes effect. What is on a replica is finished."""
+        await self._store.remember(PAUSED, "yes" if paused else "no")
+        self._room.paused = paused
+        log.warning("the queue is paused" if paused else "the queue goes on", waiting=len(self._queue))
+        self._fill()
+        self._room.publish()
 
     async def metrics(self) -> str:
-        return self.accounting.registry.render()
+        kept = await self._store.look(gallery.totals)
+        kept["zimage_cache_entries", ()] = len(self._results)
+        return self.accounting.registry.render(kept | await self._assets.measure())
 
     async def listen(self, job_id: str, listener: Listener, after: int) -> Job:
         """Replays what was missed, then passes on what comes. Raises NotFound."""
         job = await self._find(job_id)
         job.listen(listener, after)
         return job
+
+    async def told(self, job_id: str) -> list[Event]:
+        """Everything, of a job that has ended; nothing of any other. Raises NotFound."""
+        job = await self._find(job_id)
+        return list(job.events) if job.status.terminal else []
+
+    def unlisten(self, job_id: str, listener: Listener) -> None:
+        if (job := self._jobs.get(job_id)) is not None:
+            job.listeners.discard(listener)
 
     # --- news from replicas
 
@@ -188,7 +271,7 @@ class Dispatcher:
             self._room.measure_restored()
             self._room.moved = True
         if self._fleet.ready("denoiser") and self._fleet.ready("text_encoder"):
-            self._was_ready = True
+            self.was_ready = True
             self._fill()
 
     def counted(self, sender: str, tally: Tally | None) -> None:
@@ -209,43 +292,14 @@ class Dispatcher:
 
     # --- arrivals
 
-    async def _accept(self, submission: Submission) -> str:
-        """Placed while it is being stored, and acknowledged when it is: what is acknowledged outlives this process."""
-        if submission.idempotency_key is not None and (earlier := await self._store.repeated(submission)):
-            return earlier.id  # a repetition is answered even where a new job would be refused
-        cache_key = self._results.cache_key(submission, self._fleet.engine)
-        if answered := await self._results.answer(submission, cache_key):
-            self._jobs.remember(answered)
-            if answered.id == submission.job_id:
-                self.accounting.answered(answered)
-            return answered.id
-        key = self._results.key(submission, cache_key)
-        joins = key is not None and self._flights.leader(key) is not None
-        self._admission.check(submission, self._was_ready, joins=joins)
-        job = Job(submission, cache_key=cache_key)
-        record = job.record()
+    def begin(self, job: Job) -> None:
         self._enter(job)
         self._fill()
         self._room.publish([job])
-        try:
-            stored = await self._store.add(record)
-        except Exception as error:
-            await self._abandon(job, drop=not isinstance(error, StaleWriter))
-            raise
-        if stored.id != job.id:
-            await self._abandon(job, drop=True)
-        elif stored.status.terminal:
-            await self._abandon(job, drop=False)
-        return stored.id
 
-    def _arrived(self, job_id: str, arriving: asyncio.Task[str]) -> None:
-        del self._arriving[job_id]
-        if not arriving.cancelled() and isinstance(error := arriving.exception(), ZImageError):
-            self.accounting.refused(error)
-
-    async def _abandon(self, job: Job, *, drop: bool) -> None:
+    async def abandon(self, job: Job, *, drop: bool) -> None:
         """It was not taken: others who joined it meanwhile have its work, all else is as if it had never come."""
-        self._sharing.hand_over(job)
+        heir = self._sharing.hand_over(job)
         self._flights.leave(job)
         if job.end is None:
             job.close(Canceled)
@@ -253,8 +307,8 @@ class Dispatcher:
         if self._jobs.get(job.id) is job:
             del self._jobs[job.id]
         await asyncio.gather(*self._placements.stop(job), return_exceptions=True)
-        if drop:
-            await self._results.drop([answer.image for answer in job.finished.values()])
+        if drop and heir is None:  # an heir makes its pictures its own
+            await self._results.drop_all(job.submission)
 
     def _take_up(self, record: JobRecord) -> Job:
         """A job of an earlier Dispatcher; one that was being cancelled has stopped with it."""
@@ -262,6 +316,11 @@ class Dispatcher:
         if record.status is JobStatus.CANCELING:
             self._jobs[job.id] = job
             self.end(job, Canceled)
+            return job
+        if job.crashes >= self._settings.queue.max_attempts:
+            self._jobs[job.id] = job
+            error = ReplicaLost(f"the service died {job.crashes} times while it drew this job, which is given up")
+            self.end(job, Failed, error=ErrorInfo.of(error))
             return job
         images = self._results.find(job.submission, job.cache_key)
         self._enter(job, images)  # the one that it had joined has ended
@@ -282,21 +341,26 @@ class Dispatcher:
 
     def _fill(self) -> None:
         """Gives every free slot the next image in queue order."""
-        while not self._stopped and (job_id := self._queue.head()) is not None:
+        while not (self._stopped or self._room.paused) and (job_id := self._queue.head()) is not None:
             job = self._jobs[job_id]
-            if not self._placements.place(job, job.pending[0], partial(self._room.deadline_in, job)):
+            sole = 0 < job.crashes >= self._settings.queue.max_attempts - 1  # its last try
+            if not self._placements.place(job, job.pending[0], partial(self._room.deadline_in, job), sole=sole):
                 return
             job.pending.popleft()
             job.turn = self._queue.served(job_id)
 
     # --- how placements end
 
+    async def placing(self, job: Job) -> None:
+        await self._store.save(job.record())
+
     def generated(self, placement: Placement, answer: Generated) -> None:
         job, image, request = placement.job, placement.task.image, placement.job.submission.request
-        self.accounting.generated(answer)
+        self.accounting.generated(job, answer)
         self.accounting.tally(placement.task.replica_id, answer.tally)
         self._begin(job, answer.started_at)
         job.finished[image] = answer
+        job.placed.discard(image)
         job.step(image, request.steps)
         self.finish(job)
 
@@ -305,6 +369,7 @@ class Dispatcher:
         job, image, most = placement.job, placement.task.image, self._settings.queue.max_attempts
         if not job.wanted:
             return
+        job.placed.discard(image)
         if placement.attempt == job.attempt:  # several images lost with one replica are one loss
             job.attempt += 1
             job.losses += 1
@@ -361,17 +426,19 @@ class Dispatcher:
         """Decided here, once; what is still placed for the job is stopped. Told when it is stored."""
         if job.end is not None:
             return
-        if kind in (Canceled, Expired) and (heir := self._sharing.hand_over(job)):
+        heir = self._sharing.hand_over(job) if kind in (Canceled, Expired) else None
+        if heir is not None:
             self._store.note(heir.record())
         job.close(kind, **data)
         self.accounting.ended(job)
         followers = self._flights.leave(job)
         self._withdraw(job)
-        self._placements.stop(job)
-        job.settling = self._tasks.spawn(self._settle(job))
+        stopping = self._placements.stop(job)
+        job.settling = self._tasks.spawn(self._settle(job, stopping, passed_on=heir is not None))
         if isinstance(job.end, Succeeded):
             self._sharing.land(followers, job.end)
         else:
+            self._sharing.discard(job)
             for follower in followers:
                 self.end(follower, kind, **data)
 
@@ -381,10 +448,21 @@ class Dispatcher:
         job.embeddings = None
         self._room.leave(job)
 
-    async def _settle(self, job: Job) -> None:
+    async def _settle(self, job: Job, stopping: list[asyncio.Task[None]], *, passed_on: bool) -> None:
+        """Pictures of a job without a result go before its end is stored, unless its work was `passed_on`."""
+        if not isinstance(job.end, Succeeded) and not passed_on and (stopping or job.started_at or job.inherited):
+            await asyncio.gather(*stopping, return_exceptions=True)
+            await self._drop_pictures(job)
         await self._store.save(job.record())
         job.publish_end()
+        self._recent.add(job)
         self._jobs.ended(job)
+
+    async def _drop_pictures(self, job: Job) -> None:
+        try:
+            await self._results.drop_all(job.submission)
+        except Exception as error:  # the job ends all the same, and a sweep comes later
+            log.error("pictures of a job without a result stay", job_id=job.id, exc_info=error)
 
     async def _finish_cancel(self, job: Job) -> None:
         """`canceled` is said when the replicas have really stopped."""
@@ -402,6 +480,30 @@ class Dispatcher:
         while True:
             await self._store.prune(time.time() - self._settings.jobs_ttl_s)
             await asyncio.sleep(PRUNE_EVERY_S)
+
+    # --- pictures
+
+    async def _with_files(self, deletion: Deletion) -> Deletion:
+        if deletion.deleted:
+            await self._soon(self._keeper.sweep())
+        return deletion
+
+    async def _drop_files(self, view: JobView) -> None:
+        """Of a job that was stopped half-way, too, whose pictures have no rows."""
+        await self._assets.delete(*(f"{view.id}-{image}" for image in range(view.request.n)))
+        await self._assets.delete_previews(view.id)
+
+    async def _soon(self, removal: Coroutine[Any, Any, None]) -> None:
+        """Waits for files to be gone; very many, or those of a slow store, go on without the caller."""
+        await asyncio.wait({self._tasks.spawn(removal)}, timeout=FILES_S)
+
+    def _busy(self) -> set[str]:
+        return {job.id for job in self._jobs.values() if not job.status.terminal} | self._arrivals.ids
+
+    def _forget_pictures(self, asset_ids: Iterable[str]) -> None:
+        gone = set(asset_ids)
+        for job_id in {asset_id.rpartition("-")[0] for asset_id in gone} & self._jobs.keys():
+            self._jobs[job_id].forget_pictures(gone)
 
     # --- the rest
 
@@ -423,8 +525,7 @@ class Dispatcher:
 
     async def _find(self, job_id: str) -> Job:
         """From memory, else from the store. Raises NotFound."""
-        if arriving := self._arriving.get(job_id):
-            await asyncio.wait({arriving})
+        await self._arrivals.known(job_id)
         if job_id in self._jobs:
             return self._jobs[job_id]
         record = await self._store.get(job_id)

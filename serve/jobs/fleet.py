@@ -51,6 +51,7 @@ class Fleet:
         self._silence_s = SILENT_BEATS * heartbeat_s
         self._replicas: dict[str, Replica] = {}
         self._engine = ""
+        self._sole: str | None = None
 
     def beat(self, state: ReplicaState, now: float) -> bool:
         """Takes a heartbeat; True when the replica became ready with it."""
@@ -70,30 +71,44 @@ class Fleet:
         replica = self._replicas.pop(replica_id, None)
         if replica is None:
             return set()
+        if self._sole in replica.placed:
+            self._sole = None
         self._lost(replica.state.role)
         return replica.placed
 
     def silent(self, now: float) -> list[str]:
         return [id for id, replica in self._replicas.items() if now - replica.beat > self._silence_s]
 
-    def place(self, task_id: str, *, alone: bool) -> str | None:
-        """Reserves a slot on the emptiest denoiser; None when all are full.
+    def place(self, task_id: str, request: ImageRequest, *, alone: bool, sole: bool = False) -> str | None:
+        """Reserves a slot on the emptiest denoiser whose memory takes it; None when they are full.
+
+        What no memory takes, since replicas have changed, goes to any of them and is refused there.
 
         A task that has lost a replica before is placed `alone`, on an empty one: if it is what kills replicas, it
-        kills no neighbour's work again, and is found out.
+        kills no neighbour's work again, and is found out. A `sole` one has the whole fleet to itself.
         """
-        replica = max(self._role("denoiser"), key=lambda replica: replica.room, default=None)
+        denoisers = self._role("denoiser")
+        if self._sole is not None or (sole and any(replica.placed for replica in denoisers)):
+            return None
+        able = [replica for replica in denoisers if replica.state.takes(request)]
+        replica = max(able or denoisers, key=lambda replica: replica.room, default=None)
         if replica is None or replica.room <= 0 or (alone and replica.placed):
             return None
         replica.placed.add(task_id)
         replica.reserved = alone
+        self._sole = task_id if sole else None
         return replica.state.replica_id
 
     def release(self, replica_id: str, task_id: str) -> None:
+        if self._sole == task_id:
+            self._sole = None
         if replica_id in self._replicas:
             replica = self._replicas[replica_id]
             replica.placed.discard(task_id)
             replica.reserved = replica.reserved and bool(replica.placed)
+
+    def replicas(self) -> list[Replica]:
+        return sorted(self._replicas.values(), key=lambda replica: (replica.state.role, replica.state.replica_id))
 
     def ready(self, role: str) -> int:
         return sum(replica.state.phase is Phase.READY for replica in self._role(role))
@@ -110,6 +125,13 @@ class Fleet:
         """Of any ready denoiser; empty while there is none."""
         ready = (replica.times for replica in self._role("denoiser") if replica.state.phase is Phase.READY)
         return next(ready, StepTimes())
+
+    def largest_px(self, request: ImageRequest) -> int | None:
+        """The side of the largest such picture that some ready denoiser's memory takes; None when it takes this one."""
+        ready = [replica.state for replica in self._role("denoiser") if replica.state.phase is Phase.READY]
+        if not ready or any(state.takes(request) for state in ready):
+            return None
+        return max((state.max_guided_px if request.guided else state.max_px) or 0 for state in ready)
 
     def starting(self) -> tuple[Phase, float]:
         """The least advanced of the roles, each judged by its most advanced replica."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Container
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from serve.jobs.estimate import Work
@@ -15,6 +15,7 @@ from serve.messages import (
     CacheUse,
     Canceled,
     Canceling,
+    Delivery,
     ErrorInfo,
     Event,
     Expired,
@@ -58,7 +59,8 @@ _REPLACED = (Queued, Progress)  # of these only the newest is kept for those who
 class Job:
     """`deadline` is in seconds of the Dispatcher's clock, all other times are Unix seconds.
 
-    `arrival` and `turn` are its numbers in the queue. `end` is decided, and stored, before it is published.
+    `arrival` and `turn` are its numbers in the queue. `placed` are its images on replicas; `inherited` says that an
+    earlier Dispatcher has left it behind. `end` is decided, and stored, before it is published.
     Jobs of one `cache_key` may share their work: one of them leads, and only it has images to draw.
     """
 
@@ -74,8 +76,11 @@ class Job:
     losses: int = 0
     cache: CacheUse = "miss"
     cache_key: str | None = None
+    crashes: int = 0
+    inherited: bool = False
     embeddings: object = None
     pending: deque[int] = field(default_factory=deque)
+    placed: set[int] = field(default_factory=set)
     steps_done: dict[int, int] = field(default_factory=dict)
     finished: dict[int, Generated] = field(default_factory=dict)
     failures: dict[int, ErrorInfo] = field(default_factory=dict)
@@ -98,6 +103,7 @@ class Job:
             job.events.append(job.end)
             return job
         job.seq += EVENTS_OF_A_LIFE
+        job.crashes, job.inherited = record.crashes, True
         if record.status is JobStatus.RUNNING:
             job.attempt += 1
         return job
@@ -120,6 +126,7 @@ class Job:
             seq=self.seq,
             attempt=self.attempt,
             losses=self.losses,
+            crashes=self.crashes + bool(self.placed and self.end is None),
             started_at=self.started_at,
             completed_at=self.end.at if self.end else None,
             images=self.end.images if isinstance(self.end, Succeeded) else (),
@@ -161,6 +168,8 @@ class Job:
             errors=stored.errors if ended else (),
             error=stored.error if ended else None,
             parent_id=self.submission.parent_id,
+            webhook=Delivery(job_id=self.id, url=url) if (url := self.submission.webhook_url) is not None else None,
+            preset=self.submission.preset,
         )
 
     def emit(self, kind: type[Event], **data: Any) -> None:
@@ -179,6 +188,13 @@ class Job:
             self._publish(self.end)
             self.listeners.clear()
 
+    def forget_pictures(self, asset_ids: Container[str]) -> None:
+        """Pictures of a succeeded job have been deleted: whoever asks from now on is told so."""
+        if isinstance(self.end, Succeeded):
+            images = tuple(replace(i, deleted=True) if i.asset_id in asset_ids else i for i in self.end.images)
+            before, self.end = self.end, replace(self.end, images=images)
+            self.events = [self.end if event is before else event for event in self.events]
+
     def listen(self, listener: Listener, after: int) -> None:
         """Replays what was missed, then passes on what comes."""
         for event in self.events:
@@ -191,6 +207,11 @@ class Job:
         """What it was told last: where it stands, of how many, and whether the time was known."""
         queued = self._newest(Queued)
         return (queued.position, queued.length, queued.eta_seconds is not None) if queued else None
+
+    def told_at(self) -> float:
+        """When it was told that, in Unix time."""
+        queued = self._newest(Queued)
+        return queued.at if queued else 0.0
 
     @property
     def images_left(self) -> int:

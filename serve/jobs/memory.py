@@ -25,7 +25,8 @@ class Memory(dict[str, Job]):
     def ended(self, job: Job) -> None:
         """It is kept for those who come late, but not for long."""
         now = self._ended[job.id] = self._clock()
-        for job_id, ended in list(self._ended.items()):
+        while self._ended:
+            job_id, ended = next(iter(self._ended.items()))
             if len(self._ended) <= KEEP_FINISHED and now - ended <= KEEP_FINISHED_S:
                 return
             self.forget(job_id)

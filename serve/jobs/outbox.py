@@ -44,6 +44,10 @@ class Outbox:
                 await asyncio.wait_for(self._changed.wait(), timeout)
         return self._cursor, list(self._events)
 
+    def wake(self) -> None:
+        """Ends a `take` that waits, with whatever may leave."""
+        self._changed.set()
+
     @property
     def _cursor(self) -> int:
         return self._acknowledged + len(self._events)

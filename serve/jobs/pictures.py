@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 from serve.assets.store import AssetStore
 from serve.messages import StoredImage, Submission
@@ -31,14 +31,14 @@ async def link(assets: AssetStore, submission: Submission, pictures: Iterable[St
 
 
 async def drop(assets: AssetStore, pictures: Iterable[StoredImage]) -> None:
-    for picture in pictures:
-        await assets.delete(picture.asset_id)
+    await assets.delete(*(picture.asset_id for picture in pictures))
 
 
 async def _link(assets: AssetStore, submission: Submission, picture: StoredImage) -> StoredImage:
     request = submission.request
     image = picture.seed - request.seed
     target = asset_id(submission.job_id, image)
-    metadata = asdict(request) | {"seed": picture.seed, "image": image, "job_id": submission.job_id}
-    await assets.link(picture.asset_id, target, metadata)
+    drawn = (await assets.stat(picture.asset_id)).metadata
+    own = {"job_id": submission.job_id, "image": image, "user": submission.user}
+    await assets.link(picture.asset_id, target, drawn | own)
     return replace(picture, asset_id=target)

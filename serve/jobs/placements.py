@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from serve.errors import DeviceLost
 from serve.jobs.fleet import Backend, Fleet, ReplicaGone
 from serve.jobs.job import Job
 from serve.messages import Generated, Task
@@ -29,6 +29,9 @@ class Placement:
 
 class Outcomes(Protocol):
     """Who is told how placements end; `freed` comes last, and always."""
+
+    async def placing(self, job: Job) -> None:
+        """Returns when it is stored that the job is on a replica."""
 
     def generated(self, placement: Placement, answer: Generated) -> None: ...
 
@@ -53,14 +56,13 @@ class Placements:
         self._spawn = spawn
         self._placed: dict[str, Placement] = {}
 
-    def place(self, job: Job, image: int, deadline_in: Callable[[], float]) -> bool:
-        """False when there is no room for it."""
+    def place(self, job: Job, image: int, deadline_in: Callable[[], float], *, sole: bool) -> bool:
+        """False when there is no room for it; `sole` while nothing else is anywhere."""
         task_id = f"{job.id}-{image}.{job.attempt}"
-        replica_id = self._fleet.place(task_id, alone=job.losses > 0)
+        alone = job.losses > 0 or job.crashes > 0
+        replica_id = self._fleet.place(task_id, job.submission.request, alone=alone, sole=sole)
         if replica_id is None:
             return False
-        if job.embeddings is None:
-            job.embeddings = contextvars.Context().run(self._backend.encode, job.submission.request)
         task = Task(
             id=task_id,
             job_id=job.id,
@@ -73,9 +75,11 @@ class Placements:
             hard_deadline=job.hard_deadline,
             attempt=job.attempt,
             replica_id=replica_id,
+            user=job.submission.user,
         )
+        job.placed.add(image)
         placement = self._placed[task_id] = Placement(job, task, job.attempt)
-        placement.drive = self._spawn(self._drive(placement, job.embeddings))
+        placement.drive = self._spawn(self._drive(placement))
         return True
 
     def get(self, task_id: str) -> Placement | None:
@@ -104,13 +108,16 @@ class Placements:
                 assert placement.drive is not None
                 placement.drive.cancel()
 
-    async def _drive(self, placement: Placement, embeddings: object) -> None:
+    async def _drive(self, placement: Placement) -> None:
         task = placement.task
         try:
-            answer = await self._backend.generate(task, embeddings)
+            answer = await self._generate(placement.job, task)
         except asyncio.CancelledError:
             if not placement.lost:
                 raise
+            self._outcomes.lost(placement)
+        except DeviceLost:
+            self.lose(task.replica_id)
             self._outcomes.lost(placement)
         except ReplicaGone as gone:
             if gone.replica_id is not None:
@@ -124,3 +131,10 @@ class Placements:
             del self._placed[task.id]
             self._fleet.release(task.replica_id, task.id)
             self._outcomes.freed()
+
+    async def _generate(self, job: Job, task: Task) -> Generated:
+        if job.inherited:  # it may be what has ended the service before: the next one shall know
+            await self._outcomes.placing(job)
+        if job.embeddings is None:
+            job.embeddings = self._backend.encode(job.submission.request)
+        return await self._backend.generate(task, job.embeddings)

@@ -150,6 +150,10 @@ class JobQueue:
         job = self._shares.next(self._heads())
         return job.job_id if job else None
 
+    def highest(self) -> Priority | None:
+        """The highest class of which an image waits to be placed; it is not the head's when a lower one is owed."""
+        return next((PRIORITIES[head.rank] for head in self._heads() if head is not None), None)
+
     def served(self, job_id: str) -> int:
         """The next image of a job was placed: its class and its user are charged for it. Returns the job's turn.
 

@@ -23,8 +23,9 @@ _ERROR = TypeAdapter(ErrorInfo | None)
 class JobRecord:
     """No event of the job has a higher number than `seq`; `losses` counts the replicas that it has lost.
 
-    An attempt ends with a replica or with the Dispatcher: only the first may be the job's own fault. While it has not
-    ended, jobs of one `cache_key` share their work; a succeeded one that still has it may answer later ones.
+    `crashes` counts the times that the service died while the job was on a replica. The present time on one is counted
+    in advance, and taken back when it ends in any other way: what is stored is true whenever the service dies.
+    While it has not ended, jobs of one `cache_key` share their work; a succeeded one that has it may answer later ones.
     """
 
     submission: Submission
@@ -33,6 +34,7 @@ class JobRecord:
     seq: int = 0
     attempt: int = 1
     losses: int = 0
+    crashes: int = 0
     started_at: float | None = None
     completed_at: float | None = None
     images: tuple[StoredImage, ...] = ()
@@ -64,7 +66,7 @@ def first_row(record: JobRecord) -> dict[str, Any]:
         "user": submission.user,
         "version": VERSION,
         "submission": _SUBMISSION.dump_json(submission).decode(),
-        "search": searchable(submission.request.prompt),
+        "search": searchable(submission.own_prompt),
         "idempotency_key": submission.idempotency_key,
         "body_sha256": submission.body_sha256,
         "parent_id": submission.parent_id,
@@ -84,6 +86,7 @@ def state_row(record: JobRecord) -> dict[str, Any]:
         "seq": record.seq,
         "attempt": record.attempt,
         "losses": record.losses,
+        "crashes": record.crashes,
         "started_at": record.started_at,
         "completed_at": record.completed_at,
         "images": _IMAGES.dump_json(record.images).decode(),
@@ -103,6 +106,7 @@ def from_row(row: Mapping[str, Any]) -> JobRecord:
         seq=row["seq"],
         attempt=row["attempt"],
         losses=row["losses"],
+        crashes=row["crashes"],
         started_at=row["started_at"],
         completed_at=row["completed_at"],
         images=_IMAGES.validate_json(row["images"]),

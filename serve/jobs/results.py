@@ -6,7 +6,7 @@ import time
 from dataclasses import replace
 
 from serve.assets.store import AssetStore
-from serve.errors import IdempotencyKeyReused, NotFound
+from serve.errors import NotFound, StaleWriter
 from serve.jobs import pictures
 from serve.jobs.cache import CacheIndex, Entry, Key, cache_key
 from serve.jobs.job import Job
@@ -25,6 +25,10 @@ class Results:
         self._assets = assets
         self._index = CacheIndex(settings)
 
+    def __len__(self) -> int:
+        """Results that it can answer with."""
+        return len(self._index)
+
     async def load(self) -> None:
         """Takes up what an earlier Dispatcher knew."""
         if not self._settings.enabled:
@@ -42,9 +46,8 @@ class Results:
 
     def find(self, submission: Submission, cache_key: str | None) -> tuple[StoredImage, ...] | None:
         """Pictures of another job; they may be gone by now."""
-        key = self.key(submission, cache_key)
-        entry = self._index.get(key) if key and submission.cache == "auto" else None
-        return entry.images if entry else None
+        found = self._entry(submission, cache_key)
+        return found[1].images if found else None
 
     def keep(self, job: Job, images: tuple[StoredImage, ...], engine: str) -> None:
         """For later identical requests, unless it is not whole or something else than expected has drawn it."""
@@ -56,10 +59,9 @@ class Results:
     async def answer(self, submission: Submission, cache_key: str | None) -> JobRecord | None:
         """A job that is stored with its result; None where there is none. Raises what storing raises."""
         began = time.time()
-        key = self.key(submission, cache_key)
-        entry = self._index.get(key) if key and submission.cache == "auto" else None
-        if key is None or entry is None:
+        if (found := self._entry(submission, cache_key)) is None:
             return None
+        key, entry = found
         try:
             images = await pictures.link(self._assets, submission, entry.images)
         except NotFound:
@@ -78,7 +80,9 @@ class Results:
         )
         try:
             stored = await self._store.add(record)
-        except IdempotencyKeyReused:
+        except StaleWriter:  # another Dispatcher may be answering the same job
+            raise
+        except Exception:
             await pictures.drop(self._assets, images)
             raise
         if stored.id != submission.job_id:  # it repeats an earlier job
@@ -95,6 +99,16 @@ class Results:
 
     async def drop(self, images: list[StoredImage]) -> None:
         await pictures.drop(self._assets, images)
+
+    async def drop_all(self, submission: Submission) -> None:
+        """Whatever a job may have left."""
+        images = range(submission.request.n)
+        await self._assets.delete(*(pictures.asset_id(submission.job_id, image) for image in images))
+
+    def _entry(self, submission: Submission, cache_key: str | None) -> tuple[Key, Entry] | None:
+        key = self.key(submission, cache_key)
+        entry = self._index.get(key) if key and submission.cache == "auto" else None
+        return (key, entry) if key and entry else None
 
 
 def joined(timings: Timings, started_at: float | None, created_at: float) -> Timings:

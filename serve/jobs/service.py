@@ -5,7 +5,19 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Protocol
 
-from serve.messages import Event, JobQuery, JobView, ServiceStatus, Submission
+from serve.access.keys import ApiKey
+from serve.messages import (
+    AssetQuery,
+    AssetView,
+    Deletion,
+    Event,
+    JobQuery,
+    JobView,
+    ServiceStats,
+    ServiceStatus,
+    Submission,
+)
+from serve.quota import Usage
 
 
 class ImageService(Protocol):
@@ -13,7 +25,8 @@ class ImageService(Protocol):
         """Takes a job into the queue, stored before this returns; submitting the same `job_id` again changes nothing.
 
         Returns the job's id: that of an earlier job where user and idempotency key are the same. Raises NotReady,
-        QueueFull (with `retry_after`), DeadlineInfeasible, or IdempotencyKeyReused for the same key with another body.
+        QueueFull (with `retry_after`), DeadlineInfeasible, QuotaExceeded (with `retry_after`), or IdempotencyKeyReused
+        for the same key with another body.
         """
 
     def watch(self, job_id: str, after: int = 0) -> AsyncIterator[Event]:
@@ -29,9 +42,40 @@ class ImageService(Protocol):
         """At most `query.limit` jobs, newest first."""
 
     async def delete(self, job_id: str) -> JobView:
-        """Cancels it where needed and drops the record; returns what it was. Raises NotFound."""
+        """Cancels it where needed and drops the record with its pictures; returns what it was. Raises NotFound."""
+
+    async def find_assets(self, query: AssetQuery) -> list[AssetView]:
+        """At most `query.limit` pictures, newest first."""
+
+    async def delete_assets(self, user: str | None, ids: tuple[str, ...]) -> Deletion:
+        """Those of them that are the user's, or all where that is None.
+
+        Their links are dead when this returns, or shortly after it.
+        """
+
+    async def delete_all_assets(self, user: str, confirm: int | None) -> Deletion:
+        """Raises InvalidRequest, and deletes nothing, where `confirm` is not their number."""
 
     async def status(self) -> ServiceStatus: ...
+
+    async def usage(self, user: str) -> Usage:
+        """What the user has drawn until now."""
+
+    async def api_keys(self) -> list[ApiKey]:
+        """Oldest first, revoked and expired ones too."""
+
+    async def add_api_key(self, key: ApiKey) -> None: ...
+
+    async def revoke_api_key(self, key_id: str) -> ApiKey:
+        """Raises NotFound."""
+
+    async def stats(self) -> ServiceStats: ...
+
+    async def active(self, limit: int) -> list[JobView]:
+        """Everybody's jobs that have not ended: those that have begun, then the others in serving order."""
+
+    async def hold(self, paused: bool) -> None:
+        """Paused, nothing more is placed until it is resumed, also after a restart; jobs are taken in all the same."""
 
     async def metrics(self) -> str:
         """The whole service in Prometheus' text format, every answer that was given before included."""

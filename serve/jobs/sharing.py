@@ -89,6 +89,12 @@ class Sharing:
         self._spawn(self._adopt(job))
         return False
 
+    def discard(self, job: Job) -> None:
+        """Pictures that it had taken over, and that nobody wants any more."""
+        foreign = [answer.image for answer in job.finished.values() if not owned(job.submission, answer.image)]
+        if foreign:
+            self._spawn(self._results.drop(foreign))
+
     def land(self, followers: list[Job], end: Succeeded) -> None:
         """The one that they had joined has its pictures, and they get them."""
         for follower in followers:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, Protocol, TypeVar
 
 from sqlalchemy import ColumnElement, Connection, Select, bindparam, delete, event, insert, select, update
 from sqlalchemy.engine import make_url
@@ -14,21 +15,29 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from serve.errors import ConfigError, IdempotencyKeyReused, StaleWriter
+from serve.jobs import gallery, state, usage
 from serve.jobs.cached_rows import CachedRow, cached_rows
 from serve.jobs.commits import Batch, GroupCommit, Outcome
+from serve.jobs.deliveries import Deliveries
+from serve.jobs.keys import SqlKeys
 from serve.jobs.record import JobRecord, first_row, from_row, searchable, state_row
 from serve.jobs.tables import jobs, migrate, writer
 from serve.messages import JobQuery, Submission
+from serve.quota import Usage
 from serve.settings import Settings
 
 KEYS_KEPT_S = 24 * 3600
 BUSY_MS = 10_000
+STALLED_MS = 5_000  # a transaction of a stalled writer is ended by PostgreSQL, so that another writer can take over
 
+T = TypeVar("T")
 _SAVE = update(jobs).where(jobs.c.id == bindparam("job_id"), jobs.c.completed_at.is_(None))
 
 
 class JobStore(Protocol):
     """Every write raises StaleWriter once another one has opened the same store, and nothing is written then."""
+
+    deliveries: Deliveries
 
     async def open(self) -> None:
         """Creates or migrates the tables, and claims the next epoch."""
@@ -69,6 +78,27 @@ class JobStore(Protocol):
     async def prune(self, ended_before: float) -> None:
         """Forgets jobs that ended before this Unix time."""
 
+    async def change(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+        """Does something else in the next transaction, and answers after the commit.
+
+        `work` raises nothing, lest it fail others in the same commit: a refusal is its answer. Raises Unavailable.
+        """
+
+    async def look(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+        """Reads in a transaction of its own."""
+
+    async def usage(self, user: str, at: float) -> Usage:
+        """What the user has drawn in the minute and the day around this Unix time, jobs on their way included."""
+
+    @property
+    def keys(self) -> SqlKeys: ...
+
+    async def remember(self, key: str, value: str) -> None:
+        """Of the service itself; returns after the commit."""
+
+    async def recall(self) -> dict[str, str]:
+        """All that was remembered."""
+
 
 class SqlJobStore:
     """A JobStore on SQLAlchemy Core; `url` names an async driver."""
@@ -76,8 +106,15 @@ class SqlJobStore:
     def __init__(self, url: str) -> None:
         self._engine = _engine(url)
         self._writing = self._engine.execution_options(writes=True)
+        self.keys = SqlKeys(self._engine)
         self._epoch = 0
         self._writes: GroupCommit | None = None
+        self.deliveries = Deliveries(self._engine.connect, lambda: self._batch)
+
+    async def prepare(self) -> None:
+        """Creates or migrates the tables, and leaves the writer alone."""
+        async with self._writing.begin() as connection:
+            await connection.run_sync(migrate)
 
     async def open(self) -> None:
         async with self._writing.begin() as connection:
@@ -149,6 +186,25 @@ class SqlJobStore:
         self._batch.ended_before = ended_before
         await self._batch.applying()
 
+    async def change(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+        answer: T = await self._batch.changing(work)
+        return answer
+
+    async def look(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+        async with self._engine.connect() as connection:
+            return await work(connection)
+
+    async def usage(self, user: str, at: float) -> Usage:
+        return await self.look(partial(usage.used, user=user, at=at))
+
+    async def remember(self, key: str, value: str) -> None:
+        self._batch.state[key] = value
+        await self._batch.applying()
+
+    async def recall(self) -> dict[str, str]:
+        async with self._engine.connect() as connection:
+            return await state.read(connection)
+
     @property
     def _batch(self) -> Batch:
         assert self._writes is not None, "the store is not open"
@@ -156,19 +212,31 @@ class SqlJobStore:
 
     async def _read(self, statement: Select[Any]) -> list[JobRecord]:
         async with self._engine.connect() as connection:
-            return [from_row(row) for row in (await connection.execute(statement)).mappings()]
+            records = [from_row(row) for row in (await connection.execute(statement)).mappings()]
+            return await gallery.mark(connection, records)
 
     async def _commit(self, batch: Batch) -> list[Outcome]:
         async with self._writing.begin() as connection:
             await self._fence(connection)
             if batch.ended_before is not None:
-                await connection.execute(delete(jobs).where(jobs.c.completed_at < batch.ended_before))
+                await _forget(connection, jobs.c.completed_at < batch.ended_before)
+                await usage.prune(connection, time.time())
+            if batch.state:
+                await state.write(connection, batch.state)
             if batch.deletes:
-                await connection.execute(delete(jobs).where(jobs.c.id.in_(batch.deletes)))
+                await _forget(connection, jobs.c.id.in_(batch.deletes))
             outcomes = await _add(connection, batch.adds) if batch.adds else []
             if batch.saves:
+                await gallery.record(connection, batch.saves.values())
+                await usage.refund(connection, batch.saves.values())
                 rows = [state_row(record) | {"job_id": record.id} for record in batch.saves.values()]
                 await connection.execute(_SAVE, rows)
+            for change in batch.changes:
+                await change.apply(connection)
+            await self.deliveries.apply(connection, batch)
+            if connection.dialect.name == "postgresql":  # without it STALLED_MS does not begin after a pipeline
+                await connection.execute(select(1))
+        self.deliveries.announce(batch)
         return outcomes
 
     async def _fence(self, connection: AsyncConnection) -> None:
@@ -204,6 +272,8 @@ def _engine(url: str) -> AsyncEngine:
     if parsed.get_backend_name() == "sqlite":
         event.listen(engine.sync_engine, "connect", _prepare_sqlite)
         event.listen(engine.sync_engine, "begin", _begin_sqlite)
+    else:
+        event.listen(engine.sync_engine, "connect", _prepare_postgresql)
     return engine
 
 
@@ -215,12 +285,24 @@ def _prepare_sqlite(connection: DBAPIConnection, _: object) -> None:
     cursor.close()
 
 
+def _prepare_postgresql(connection: DBAPIConnection, _: object) -> None:
+    cursor = connection.cursor()
+    cursor.execute(f"SET idle_in_transaction_session_timeout = {STALLED_MS}")
+    cursor.close()
+    connection.commit()
+
+
 def _begin_sqlite(connection: Connection) -> None:
     """A write transaction takes its lock at once: one that began reading could not be upgraded while another writes."""
     connection.exec_driver_sql("BEGIN IMMEDIATE" if connection.get_execution_options().get("writes") else "BEGIN")
 
 
 Seen = Mapping[str | tuple[str, str], JobRecord]
+
+
+async def _forget(connection: AsyncConnection, which: ColumnElement[bool]) -> None:
+    await gallery.drop_jobs(connection, which)
+    await connection.execute(delete(jobs).where(which))
 
 
 async def _add(connection: AsyncConnection, records: list[JobRecord]) -> list[Outcome]:
@@ -231,7 +313,7 @@ async def _add(connection: AsyncConnection, records: list[JobRecord]) -> list[Ou
     rows = await connection.execute(_like(record.submission for record in records))
     seen = _seen(map(from_row, rows.mappings()))
     outcomes: list[Outcome] = []
-    new: list[dict[str, Any]] = []
+    new: list[JobRecord] = []
     for record in records:
         try:
             repeated = _repeated(record.submission, seen)
@@ -239,12 +321,14 @@ async def _add(connection: AsyncConnection, records: list[JobRecord]) -> list[Ou
             outcomes.append(error)
             continue
         if repeated is None:
-            new.append(first_row(record))
+            new.append(record)
             seen |= _seen([record])
         outcomes.append(repeated or record)
-    if new:
-        await connection.execute(insert(jobs), new)
-    return outcomes
+    refused = await usage.charge(connection, new)
+    if accepted := [record for record in new if record.id not in refused]:
+        await connection.execute(insert(jobs), [first_row(record) for record in accepted])
+        await gallery.record_new(connection, accepted)
+    return [refused.get(outcome.id, outcome) if isinstance(outcome, JobRecord) else outcome for outcome in outcomes]
 
 
 def _like(submissions: Iterable[Submission]) -> Select[Any]:

@@ -35,6 +35,7 @@ jobs = Table(
     Column("seq", BigInteger, nullable=False),
     Column("attempt", Integer, nullable=False),
     Column("losses", Integer, nullable=False),
+    Column("crashes", Integer, nullable=False, server_default="0"),
     Column("created_at", Double, nullable=False),
     Column("started_at", Double),
     Column("completed_at", Double),
@@ -48,6 +49,27 @@ jobs = Table(
     Index("ix_jobs_completed_at", "completed_at"),
     Index("ix_jobs_cache_key", "cache_key", "completed_at"),
     Index("ux_jobs_user_idempotency_key", "user", "idempotency_key", unique=True),
+)
+
+assets = Table(
+    "assets",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("job_id", Text, nullable=False),
+    Column("image", Integer, nullable=False),
+    Column("user", Text, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Index("ix_assets_user_job_id", "user", "job_id"),
+    Index("ix_assets_job_id", "job_id"),
+    Index("ix_assets_created_at", "created_at", "bytes"),
+)
+
+asset_removals = Table(
+    "asset_removals",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("due_at", Double, nullable=False),
 )
 
 

@@ -12,9 +12,11 @@ from serve.jobs.job import Job
 from serve.jobs.queue import JobQueue
 from serve.messages import PRIORITIES, JobStatus, Queued
 
+PAUSE_PER_POSITION_S, LONGEST_PAUSE_S = 0.25, 5.0
+
 
 class WaitingRoom:
-    """`moved` says that positions have changed since they were told last."""
+    """`moved` says that positions have changed since they were told last; `paused` that nothing is placed."""
 
     def __init__(
         self, queue: JobQueue, jobs: Mapping[str, Job], fleet: Fleet, clock: Callable[[], float] = time.monotonic
@@ -25,6 +27,7 @@ class WaitingRoom:
         self._clock = clock
         self._soft_deadlines = SoftDeadlines()
         self.moved = False
+        self.paused = False
 
     def enter(self, job: Job) -> None:
         """With all of its images."""
@@ -90,26 +93,46 @@ class WaitingRoom:
         """Seconds from now by which an image that is placed now should be done."""
         now, deadline = self._clock(), job.deadline
         if not job.hard_deadline:
+            priority = self._queue.highest() or job.submission.priority
             deadline = self._soft_deadlines.place(
-                job.submission.priority,
+                priority,
                 deadline,
                 alone_s=job.image_seconds * job.submission.request.n,
                 image_s=job.image_seconds,
                 now=now,
                 replicas=self._fleet.ready("denoiser"),
+                owed=priority != job.submission.priority,
             )
         return deadline - now
 
     def publish(self, jobs: Iterable[Job] | None = None) -> None:
-        """Tells queued jobs where they stand, where that has changed; `jobs` limits it to some of them."""
-        waiting = [job for job in map(self._jobs.__getitem__, self._queue) if job.status is JobStatus.QUEUED]
+        """Tells queued jobs where they stand, where that has changed; `jobs` limits it to some of them.
+
+        The farther back the less often, every five seconds at least: a thousand that wait are not told of each one that
+        overtakes them and is gone again.
+        """
+        waiting = self.waiting()
         wanted = None if jobs is None else {job.id for job in jobs}
         begun = (job.work() for job in self._jobs.values() if job.status is JobStatus.RUNNING and job.end is None)
-        times = etas(begun, (job.work() for job in waiting), self._fleet.ready("denoiser"))
+        times = etas(begun, (job.work() for job in waiting), self._drawing())
         for position, (job, eta) in enumerate(zip(waiting, times, strict=True), 1):
             known = (position, len(waiting), eta is not None)
-            if (wanted is None or job.id in wanted) and job.position() != known:
+            before = job.position()
+            if (wanted is not None and job.id not in wanted) or before == known:
+                continue
+            pause = min(LONGEST_PAUSE_S, PAUSE_PER_POSITION_S * position)
+            if before is None or before[2] != known[2] or time.time() - job.told_at() >= pause:
                 job.emit(Queued, position=position, length=len(waiting), eta_seconds=eta)
+            else:
+                self.moved = True
+
+    def waiting(self) -> list[Job]:
+        """In serving order."""
+        return [job for job in map(self._jobs.__getitem__, self._queue) if job.status is JobStatus.QUEUED]
+
+    def _drawing(self) -> int:
+        """Replicas that take work now: nobody knows when a paused queue goes on."""
+        return 0 if self.paused else self._fleet.ready("denoiser")
 
     def _solo_s(self, job: Job) -> float:
         return solo_seconds(job.submission, self._fleet.times())

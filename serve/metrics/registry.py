@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -56,9 +57,10 @@ class Registry:
             for value in values:
                 self.observe(name, value, *labels)
 
-    def render(self) -> str:
-        """In Prometheus' text format 0.0.4. All gauges are of one moment."""
-        taken = self._snapshot()
+    def render(self, more: Mapping[Series, float] = MappingProxyType({})) -> str:
+        """In Prometheus' text format 0.0.4. All gauges are of one moment, but for `more`."""
+        now = self._snapshot()
+        taken = replace(now, gauges={**now.gauges, **more})
         ask, self._snapshot = self._snapshot, lambda: taken
         try:
             return generate_latest(self._registry).decode()

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 
 from serve.messages import Series, Tally
+
+REMEMBERED = 64  # tallies of one sender; it sends the next when the one before has arrived
 
 
 class Recorder:
@@ -15,6 +18,7 @@ class Recorder:
         self._counts: dict[Series, float] = {}
         self._observed: dict[Series, list[float]] = {}
         self._number = 0
+        self._unsent: Tally | None = None
 
     def count(self, name: str, *labels: str, by: float = 1.0) -> None:
         with self._lock:
@@ -23,6 +27,15 @@ class Recorder:
     def observe(self, name: str, value: float, *labels: str) -> None:
         with self._lock:
             self._observed.setdefault((name, labels), []).append(value)
+
+    def next(self) -> Tally | None:
+        """The one that has not arrived yet, else a new one; None when nothing has happened."""
+        self._unsent = self._unsent or self.drain()
+        return self._unsent
+
+    def arrived(self, tally: Tally | None) -> None:
+        if tally is self._unsent:
+            self._unsent = None
 
     def drain(self) -> Tally | None:
         """None when nothing has happened."""
@@ -36,16 +49,17 @@ class Recorder:
 
 
 class Deduplicated:
-    """Takes each tally of each sender once, also when its answer was lost and it came again."""
+    """Takes each tally of each sender once, also when its answer was lost and it came again, or late."""
 
     def __init__(self) -> None:
-        self._newest: dict[str, int] = {}
+        self._seen: dict[str, deque[int]] = {}
 
     def new(self, sender: str, tally: Tally) -> bool:
-        if tally.number <= self._newest.get(sender, 0):
+        seen = self._seen.setdefault(sender, deque(maxlen=REMEMBERED))
+        if tally.number in seen:
             return False
-        self._newest[sender] = tally.number
+        seen.append(tally.number)
         return True
 
     def forget(self, sender: str) -> None:
-        self._newest.pop(sender, None)
+        self._seen.pop(sender, None)

@@ -17,14 +17,26 @@ import uvicorn
 from fastapi import FastAPI
 from openai import AsyncOpenAI
 from PIL import Image
+from ulid import ULID
 
+from serve.access.keys import ApiKey, create, pepper_of
+from serve.access_settings import ROLES
 from serve.api.app import create_app
 from serve.jobs.dispatcher import Dispatcher
 from serve.jobs.store import store_of
 from serve.local import LocalService, open_service
-from serve.messages import Generated, Phase, ReplicaState, Task, TaskStepped
+from serve.messages import Generated, ImageRequest, Phase, ReplicaState, Submission, Task, TaskStepped
+from serve.presets.hot import hot_presets
+from serve.quota import Quota
 from serve.settings import Settings
 
+TYPES = {
+    "authentication_error",
+    "invalid_request_error",
+    "permission_error",
+    "rate_limit_error",
+    "server_error",
+}
 FOX = {"prompt": "a red fox on a yellow background", "seed": 1}
 
 session_fixture = pytest_asyncio.fixture(scope="session", loop_scope="session")
@@ -48,6 +60,7 @@ async def settings(tmp_path_factory) -> Settings:
         warmup_sizes_px=(128,),
         limits={"body_bytes": 300_000},
         timeouts={"heartbeat_s": 60},
+        cache={"enabled": False},  # test_cache.py has a service of its own: all others draw what they ask for
     )
 
 
@@ -59,7 +72,9 @@ async def service(settings) -> AsyncIterator[LocalService]:
 
 @session_fixture
 async def app(service, settings) -> FastAPI:
-    return create_app(service, service.assets, service.prompts, settings)
+    presets = hot_presets(settings)
+    await presets.open()
+    return create_app(service, service.assets, service.prompts, settings, presets=presets)
 
 
 @session_fixture
@@ -162,6 +177,49 @@ def stuck(service, settings, tmp_path) -> Callable[..., AbstractAsyncContextMana
     return open_stuck
 
 
+@dataclass
+class Guarded(Stuck):
+    """A door that asks who comes in, with a key for every kind of caller."""
+
+    pepper: bytes
+    keys: dict[str, str]
+
+    @classmethod
+    async def of(cls, stuck: Stuck, settings: Settings) -> "Guarded":
+        guarded = cls(stuck.dispatcher, stuck.app, pepper_of(settings), {})
+        for role in ROLES:
+            await guarded.key(role, role=role)
+        await guarded.key("ada")
+        revoked = await guarded.key("revoked", user="ada")
+        await stuck.dispatcher.revoke_api_key(revoked.id)
+        await guarded.key("expired", user="ada", ttl_s=-1)
+        return guarded
+
+    async def key(self, name: str, role: str = "user", **how: Any) -> ApiKey:
+        self.keys[name], key = create(self.pepper, name=name, role=role, **how)
+        await self.dispatcher.add_api_key(key)
+        return key
+
+    def headers(self, name: str) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.keys[name]}"} if name in self.keys else {}
+
+    async def job(self, user: str = "ada") -> str:
+        """A job that never ends by itself."""
+        request = ImageRequest(model="z-image-turbo", prompt="a secret fox", width=64, height=64, steps=1, seed=1)
+        submission = Submission(job_id=str(ULID()), request=request, prompt_tokens=5, user=user, quota=Quota())
+        return await self.dispatcher.submit(submission)
+
+
+@pytest.fixture
+def guarded(stuck) -> Callable[..., AbstractAsyncContextManager[Guarded]]:
+    @asynccontextmanager
+    async def open_guarded(error: Exception | None = None, **access: Any) -> AsyncIterator[Guarded]:
+        async with stuck(error, access={"mode": "required"} | access) as service:
+            yield await Guarded.of(service, service.app.state.door.settings)
+
+    return open_guarded
+
+
 @pytest.fixture
 def door() -> Callable[[FastAPI], httpx.AsyncClient]:
     return in_process
@@ -207,10 +265,11 @@ def refused() -> Callable[[httpx.Response, int, str], dict[str, Any]]:
         error = response.json()["error"]
         assert set(error) - {"fragment"} == {"message", "type", "param", "code", "hint", "request_id"}
         assert error["code"] == code
-        assert error["type"] in {"invalid_request_error", "permission_error", "server_error"}
+        assert error["type"] in TYPES
         assert error["message"]
         assert error["request_id"] == response.headers["X-Request-ID"]
-        assert status != 503 or int(response.headers["Retry-After"]) >= 1
+        assert status not in (429, 503) or int(response.headers["Retry-After"]) >= 1
+        assert status != 401 or response.headers["WWW-Authenticate"].startswith("Bearer ")
         return error
 
     return check

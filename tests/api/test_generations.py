@@ -114,13 +114,13 @@ async def test_sizes(client, fox, picture, size, pixels):
 async def test_quality_is_a_number_of_steps(client, fox, service, quality, answered, steps):
     answer = (await client.post(URL, json=fox | {"quality": quality})).json()
     metadata = (await service.assets.stat(answer["data"][0]["asset_id"])).metadata
-    assert (answer["quality"], metadata["steps"]) == (answered, steps)
+    assert (answer["quality"], metadata["request"]["steps"]) == (answered, steps)
 
 
 async def test_explicit_steps_win_over_quality(client, fox, service):
     answer = (await client.post(URL, json=fox | {"quality": "low", "num_inference_steps": 3})).json()
     assert answer["quality"] == "low"
-    assert (await service.assets.stat(answer["data"][0]["asset_id"])).metadata["steps"] == 3
+    assert (await service.assets.stat(answer["data"][0]["asset_id"])).metadata["request"]["steps"] == 3
 
 
 async def test_guidance_and_negative_prompt_change_the_picture_and_the_usage(client, fox):

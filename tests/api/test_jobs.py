@@ -7,7 +7,7 @@ import pytest
 from ulid import ULID
 
 from serve.api.app import create_app
-from serve.assets.store import LocalAssets
+from serve.assets.local import LocalAssets
 from serve.errors import NotFound, ReplicaLost
 from serve.messages import ImageRequest, Submission
 
@@ -32,6 +32,8 @@ KEYS = {
     "error",
     "attempt",
     "parent_id",
+    "webhook",
+    "preset",
     "urls",
 }
 
@@ -65,7 +67,16 @@ async def test_waiting_brings_the_finished_job(client, fox):
     assert set(done["timings"]) == {"queue_ms", "encode_ms", "denoise_ms", "decode_ms", "total_ms"}
     assert done["timings"]["denoise_ms"] > 0
     [image] = done["result"]["images"]
-    assert set(image) == {"asset_id", "url", "seed", "width", "height", "format", "bytes"}
+    assert set(image) - {"deleted"} == {
+        "asset_id",
+        "url",
+        "thumbnail_url",
+        "seed",
+        "width",
+        "height",
+        "format",
+        "bytes",
+    }
     assert len((await client.get(image["url"])).content) == image["bytes"]
 
 
@@ -116,7 +127,6 @@ async def test_a_job_lives_on_when_its_submitter_leaves(base_url, client, fox):
     [
         ("prompt", " ", "blank"),
         ("previews", 4, "got 4"),
-        ("webhook_url", "https://example.org/hook", "not supported"),
         ("n", 11, "got 11"),
         ("size", "1024x1024", "over this model's 256"),
         ("preset", "portrait", "unknown preset"),
@@ -301,7 +311,7 @@ async def test_the_queue_shows_what_waits_and_what_is_mine(stuck, door, fox):
         first, second = [(await client.post(URL, json=fox)).json()["id"] for _ in range(2)]
         await service.until(running=1, queued=1)
         queue = (await client.get("/v1/queue")).json()
-    assert set(queue) == {"object", "depth", "running", "replicas", "estimated_wait_seconds", "my_jobs"}
+    assert set(queue) == {"object", "depth", "running", "paused", "replicas", "estimated_wait_seconds", "my_jobs"}
     assert (queue["depth"], queue["running"], queue["replicas"]) == (1, 1, 1)
     assert [(job["id"], job["status"]) for job in queue["my_jobs"]] == [(second, "queued"), (first, "running")]
     assert queue["my_jobs"][0]["queue"]["position"] == 1

@@ -72,7 +72,7 @@ async def test_docs_show_the_routes(client):
 async def test_openapi_documents_every_error(client):
     schema = (await client.get("/openapi.json")).json()
     responses = schema["paths"]["/v1/images/generations"]["post"]["responses"]
-    assert set(responses) == {"200", "400", "404", "413", "422", "500", "503", "507"}
+    assert set(responses) == {"200", "400", "401", "403", "404", "408", "413", "422", "429", "500", "503", "507"}
     assert set(schema["components"]["schemas"]) == {"ErrorAnswer", "ErrorBody", "FragmentBody"}
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import httpx
 import pytest
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from serve.api import ws as door_ws
 
@@ -102,6 +102,7 @@ async def test_unsubscribing_mine_keeps_what_was_named(http, socket_url):
         ('{"type": "subscribe", "jobs": [1]}', "jobs"),
         (json.dumps({"type": "subscribe", "jobs": ["x"] * 201}), "jobs"),
         ("[" * 1000, None),
+        (json.dumps({"type": "x" * 65_536}), None),
         (json.dumps({"type": "x" * 300_000}), None),
     ],
 )
@@ -113,6 +114,40 @@ async def test_a_bad_message_is_answered_and_nothing_worse(socket_url, message, 
         assert set(answer["error"]) == {"message", "type", "param", "code", "hint", "request_id"}
         await say(ws, "unsubscribe", "mine")
         assert (await hear(ws))["type"] == "unsubscribed"
+
+
+@pytest.mark.parametrize(
+    ("origin", "let_in"),
+    [
+        (None, True),
+        ("http://{host}", True),
+        ("https://pictures.example.org", True),
+        ("https://pictures.example.org:443", True),
+        ("https://studio.example.org:8443", True),
+        ("http://pictures.example.org", False),
+        ("https://studio.example.org", False),
+        ("https://evil.example", False),
+        ("http://{host}.evil.example", False),
+        ("https://pictures.example.org.evil.example", False),
+        ("http://127.0.0.1:1", False),
+        ("http://[", False),
+        ("null", False),
+        ("", False),
+    ],
+)
+async def test_only_pages_of_the_service_and_of_allowed_sites_get_in(stuck, serving, origin, let_in):
+    sites = {"public_url": "https://pictures.example.org", "allowed_origins": ["https://studio.example.org:8443"]}
+    async with stuck(**sites) as service, serving(service.app) as base_url:
+        host = base_url.removeprefix("http://")
+        said = None if origin is None else {"Origin": origin.format(host=host)}
+        try:
+            async with connect(f"ws://{host}/v1/ws", additional_headers=said) as ws:
+                await say(ws, "unsubscribe", "mine")
+                assert (await hear(ws))["type"] == "unsubscribed"
+            got_in = True
+        except InvalidStatus as refused:
+            got_in = refused.response.status_code != 403
+    assert got_in is let_in
 
 
 async def test_an_unknown_job_is_said_by_its_id(socket_url):

@@ -63,12 +63,17 @@ class Server:
 
     def replica(self, deployment: str) -> psutil.Process:
         """The live process of a deployment's only replica."""
-        title = f"ray::ServeReplica:zimage:{deployment}"
+        (process,) = self.replicas(deployment)
+        return process
+
+    def replicas(self, deployment: str) -> list[psutil.Process]:
+        """The live processes of a deployment."""
+        title, found = f"ray::ServeReplica:zimage:{deployment}", []
         for process in psutil.Process(self.process.pid).children(recursive=True):
             with contextlib.suppress(psutil.Error):
                 if process.status() != psutil.STATUS_ZOMBIE and "".join(process.cmdline()).startswith(title):
-                    return process
-        raise AssertionError(f"no process of {deployment}")
+                    found.append(process)
+        return found
 
     @staticmethod
     def wait_until(happened: Callable[[], bool], seconds: float, what: str) -> None:

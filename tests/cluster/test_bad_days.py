@@ -51,6 +51,25 @@ async def test_a_killed_process_costs_no_request(server: Server, deployment: str
     assert server.replica(deployment).pid != before.pid
 
 
+async def test_a_killed_gateway_breaks_off_its_callers_but_not_their_jobs(server: Server) -> None:
+    await asyncio.to_thread(server.wait_until, lambda: idle(server), 60, "the server is idle")
+    clients = [asyncio.create_task(ask(server, SHORT | {"prompt": "a moth"})) for _ in range(6)]
+    await busy(server)
+    server.replica("Gateway").kill()
+    assert await asyncio.gather(*clients) == [500] * 6
+    await asyncio.to_thread(server.wait_until, lambda: answers(server) and idle(server), 60, "the server has recovered")
+    async with httpx.AsyncClient(base_url=server.url, timeout=60) as client:
+        jobs = (await client.get("/v1/jobs", params={"q": "a moth"})).json()["data"]
+    assert [job["status"] for job in jobs] == ["succeeded"] * 6
+
+
+def answers(server: Server) -> bool:
+    try:
+        return server.ready()
+    except httpx.TransportError:
+        return False
+
+
 async def test_a_deadline_that_cannot_be_met_is_refused_with_the_earliest(server: Server) -> None:
     async with httpx.AsyncClient(base_url=server.url, timeout=60) as client:
         answer = await client.post("/v1/images/generations", json=LONG | {"deadline_ms": 5})

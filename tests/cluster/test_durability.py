@@ -1,68 +1,40 @@
-"""Processes that die under a crowd: every accepted job ends once, with its own picture."""
+"""Processes that die under a steady load: every accepted job ends once, with its own pictures.
+
+`make test` kills one process of each kind, then everything, over SQLite; `make nightly` kills each process in turn, and
+does all of it over PostgreSQL too.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import sqlite3
-from contextlib import closing
 from pathlib import Path
 
-import httpx
-import numpy as np
 import psutil
 import pytest
-from PIL import Image
+import yaml
 
-from tests.cluster.server import Server
-from tests.cluster.test_pictures import BACKGROUNDS, background_of
+from tests.cluster.audit import Books
+from tests.cluster.load import ENDED, Load, Undisturbed, under_load
+from tests.cluster.server import ROOT, Server
+from tests.stores.conftest import new_database
 
 pytestmark = pytest.mark.cluster
 
-CROWD = 24
-Row = tuple[str, str, str, int]
+KINDS = ("Gateway", "Dispatcher", "Denoiser", "TextEncoder")
+REPLICAS = {"Gateway": 2, "Denoiser": 2}
 
 
-def rows(data: Path) -> list[Row]:
-    """Id, status, prompt and attempt of every job, read beside the server."""
-    with closing(sqlite3.connect(f"file:{data}/jobs.db?mode=ro", uri=True)) as connection:
-        return connection.execute("SELECT id, status, search, attempt FROM jobs ORDER BY id").fetchall()
-
-
-def ended(data: Path) -> bool:
-    return {status for _, status, *_ in rows(data)} <= {"succeeded", "failed", "canceled", "expired"}
-
-
-def check_pictures(data: Path, jobs: list[Row]) -> None:
-    """One file for each job, which shows what that job asked for."""
-    files = {file.stem: file for file in (data / "assets").rglob("*.png")}
-    assert set(files) == {f"{job_id}-0" for job_id, *_ in jobs}
-    for job_id, status, prompt, _ in jobs:
-        assert status == "succeeded"
-        with Image.open(files[f"{job_id}-0"]) as image:
-            assert background_of(np.asarray(image.convert("RGB")).astype(int)) in prompt
-
-
-async def ask(server: Server, number: int) -> int | None:
-    """None when the connection broke."""
-    background = list(BACKGROUNDS)[number % len(BACKGROUNDS)]
-    body = {"prompt": f"a cat on a {background} background", "seed": number, "num_inference_steps": 20}
-    async with httpx.AsyncClient(base_url=server.url, timeout=120) as client:
-        try:
-            return (await client.post("/v1/images/generations", json=body)).status_code
-        except httpx.TransportError:
-            return None
-
-
-async def crowd(server: Server, data: Path, known: int) -> list[asyncio.Task[int | None]]:
-    """All accepted, and some of them begun or done."""
-    clients = [asyncio.create_task(ask(server, number)) for number in range(CROWD)]
-
-    def under_way() -> bool:
-        jobs = rows(data)[known:]
-        return len(jobs) == CROWD and any(status == "running" for _, status, *_ in jobs)
-
-    await asyncio.to_thread(server.wait_until, under_way, 60, "the crowd is accepted and jobs run")
-    return clients
+def configured(folder: Path, database: str | None) -> Path:
+    """The shipped configuration, with two Gateways and two Denoisers."""
+    config = yaml.safe_load((ROOT / "config/serve.yaml").read_text())
+    (application,) = config["applications"]
+    application["args"] |= {"warmup_sizes_px": [64]} | ({"database": database} if database else {})
+    for deployment in application["deployments"]:
+        if deployment["name"] in REPLICAS:
+            deployment["num_replicas"] = REPLICAS[deployment["name"]]
+    path = folder / "serve.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
 
 
 def kill_all(server: Server) -> None:
@@ -76,27 +48,61 @@ def kill_all(server: Server) -> None:
     psutil.wait_procs(processes, 20)
 
 
-async def test_every_accepted_job_survives_the_dispatcher_and_then_the_whole_server(tmp_path: Path) -> None:
-    server = await asyncio.to_thread(Server.start, tmp_path)
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    return Undisturbed(tmp_path_factory.mktemp("undisturbed"))
+
+
+async def kill_in_turn(load: Load, server: Server, kind: str, victims: int) -> None:
+    """The next one is killed when the one before has been replaced, with the load standing all the time."""
+    for index in range(victims):
+        await load.begin()
+        await under_load(load, server)
+        before = server.replicas(kind)
+        before[index].kill()
+        await asyncio.to_thread(server.wait_until, lambda: replaced(server, kind, before), 90, f"a new {kind}")  # noqa: B023
+        await load.end()
+
+
+def replaced(server: Server, kind: str, before: list[psutil.Process]) -> bool:
+    now = server.replicas(kind)
+    return len(now) == len(before) and {process.pid for process in now} != {process.pid for process in before}
+
+
+async def all_rounds(data: Path, database: str | None, undisturbed: Undisturbed, thorough: bool) -> None:
+    config = configured(data, database)
+    server = await asyncio.to_thread(Server.start, data, config)
+    books, load = Books(data, database), Load(server.url)
     try:
-        clients = await crowd(server, tmp_path, known=0)
-        server.replica("Dispatcher").kill()
-        assert await asyncio.gather(*clients) == [200] * CROWD
-        first = rows(tmp_path)
-        assert len(first) == CROWD
-        assert max(attempt for *_, attempt in first) == 2
-        check_pictures(tmp_path, first)
-
-        clients = await crowd(server, tmp_path, known=CROWD)
+        for kind in KINDS:
+            await kill_in_turn(load, server, kind, REPLICAS.get(kind, 1) if thorough else 1)
+            await load.settled()
+        await load.begin()
+        await under_load(load, server)
+        await load.end()
         kill_all(server)
-        assert None in await asyncio.gather(*clients)
-        assert not ended(tmp_path)
+        assert any(row["status"] not in ENDED for row in books.jobs().values())
 
-        server = await asyncio.to_thread(Server.start, tmp_path)
-        await asyncio.to_thread(server.wait_until, lambda: ended(tmp_path), 120, "all jobs have ended")
-        both = rows(tmp_path)
-        assert len(both) == 2 * CROWD
-        assert both[:CROWD] == first
-        check_pictures(tmp_path, both)
+        server = await asyncio.to_thread(Server.start, data, config)
+        load.url = server.url
+        await load.settled()
+        await load.begin()
+        await load.end()
+        await load.settled()
+        books.audit(load.accepted, await undisturbed.pictures({job.number for job in load.accepted.values()}))
     finally:
+        books.close()
         await asyncio.to_thread(server.stop)
+
+
+async def test_every_accepted_job_ends_once_whatever_dies(tmp_path: Path, undisturbed: Undisturbed) -> None:
+    await all_rounds(tmp_path, None, undisturbed, thorough=False)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("store", ["sqlite", "postgresql"])
+async def test_every_accepted_job_ends_once_whichever_dies(
+    store: str, tmp_path: Path, undisturbed: Undisturbed, request: pytest.FixtureRequest
+) -> None:
+    database = None if store == "sqlite" else new_database(request.getfixturevalue("postgresql"))
+    await all_rounds(tmp_path, database, undisturbed, thorough=True)

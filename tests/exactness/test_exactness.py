@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from serve.engine.schedule import POLICIES
 from serve.messages import ImageRequest
 from serve.settings import Settings
 from tests.exactness.crowd import Crowd, Visitor
@@ -50,10 +51,10 @@ def crowds(draw_: st.DrawFn) -> list[Visitor]:
     return [leaving] + [Visitor(draw_(requests()), draw_(arrivals)) for _ in range(CROWD - 1)]
 
 
-@pytest.fixture(scope="module", params=["edf", "fifo"])
+@pytest.fixture(scope="module", params=POLICIES)
 def crowd(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crowd]:
     data: Path = tmp_path_factory.mktemp("data")
-    options = {"data": data, "warmup_sizes_px": (64, 128), "scheduler": {"policy": request.param}}
+    options = {"data": data, "warmup_sizes_px": (64, 128), "scheduler": {"policy": request.param, "split_step_ms": 1}}
     crowd = Crowd(Settings.model_validate(options))
     yield crowd
     crowd.close()
@@ -90,6 +91,24 @@ def test_one_picture_alone_equals_diffusers(crowd: Crowd, guidance: float) -> No
         steps=8,
         guidance=guidance,
         seed=7,
+    )
+    (picture,) = crowd.serve([Visitor(request)])
+    assert picture is not None
+    equal(picture, request)
+
+
+@pytest.mark.parametrize("negative", ["a blue cat", "a blue cat " * 12], ids=["one forward", "two forwards"])
+def test_fifty_guided_steps_equal_diffusers(crowd: Crowd, negative: str) -> None:
+    """As the base model is used; a negative prompt of another padded length takes a forward of its own."""
+    request = ImageRequest(
+        model="z-image-turbo",
+        prompt="a red fox on a yellow background",
+        negative_prompt=negative,
+        width=64,
+        height=80,
+        steps=50,
+        guidance=4.0,
+        seed=11,
     )
     (picture,) = crowd.serve([Visitor(request)])
     assert picture is not None

@@ -55,12 +55,16 @@ def settings(request: pytest.FixtureRequest, tmp_path: Path) -> Settings:
     """Of an empty database."""
     if request.param == "sqlite":
         return Settings(data=tmp_path)
-    url: str = request.getfixturevalue("postgresql")
+    return Settings(data=tmp_path, database=new_database(request.getfixturevalue("postgresql")))
+
+
+def new_database(url: str) -> str:
+    """An empty one on the server of this URL, which has no name yet."""
     name = f"jobs_{str(ULID()).lower()}"
     plain = url.replace("+psycopg", "")
     with psycopg.connect(plain.format(name="postgres"), autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {name}")  # type: ignore[arg-type]
-    return Settings(data=tmp_path, database=url.format(name=name))
+    return url.format(name=name)
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from serve.jobs.tables import metadata
 from serve.messages import ErrorInfo, ImageRequest, JobQuery, JobStatus, StoredImage, Submission, Timings
 from serve.settings import Settings
 
-IMAGE = StoredImage(asset_id="a-0", seed=5, width=64, height=96, format="webp", bytes=77)
+IMAGE = StoredImage(asset_id="-0", seed=5, width=64, height=96, format="webp", bytes=77)
 ERROR = ErrorInfo(status=400, code="c", type="t", message="m", param="size", hint="h", retry_after=3)
 
 
@@ -30,10 +30,14 @@ def record(prompt: str = "a cat", *, age_s: float = 0.0, **how: object) -> JobRe
     return JobRecord(submission=replace(submission, **how), created_at=time.time() - age_s)  # type: ignore[arg-type]
 
 
+def image_of(job: JobRecord) -> StoredImage:
+    return replace(IMAGE, asset_id=f"{job.id}-0")
+
+
 def succeeded(job: JobRecord, at: float | None = None) -> JobRecord:
     timings = Timings(queue_ms=1.5, total_ms=9.25)
     ended = at or time.time()
-    return replace(job, status=JobStatus.SUCCEEDED, seq=9, completed_at=ended, images=(IMAGE,), timings=timings)
+    return replace(job, status=JobStatus.SUCCEEDED, seq=9, completed_at=ended, images=(image_of(job),), timings=timings)
 
 
 async def reopened(store: SqlJobStore, settings: Settings) -> SqlJobStore:
@@ -226,3 +230,23 @@ async def test_sqlite_survives_a_power_cut_and_is_its_owners(tmp_path) -> None:
     assert pragmas == ["wal", 2]
     assert (tmp_path / "jobs.db").stat().st_mode & 0o077 == 0
     await store.close()
+
+
+async def test_what_the_service_remembers_outlives_it(store: SqlJobStore, settings: Settings) -> None:
+    assert await store.recall() == {}
+    await asyncio.gather(store.remember("paused", "yes"), store.remember("other", "☃"))
+    await store.remember("paused", "no")
+    again = await reopened(store, settings)
+    assert await again.recall() == {"paused": "no", "other": "☃"}
+    await again.close()
+
+
+async def test_a_stale_writer_changes_nothing_that_the_service_remembers(
+    store: SqlJobStore, settings: Settings
+) -> None:
+    newer = store_of(settings)
+    await newer.open()
+    with pytest.raises(StaleWriter):
+        await store.remember("paused", "yes")
+    assert await newer.recall() == {}
+    await newer.close()

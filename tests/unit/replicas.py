@@ -10,7 +10,9 @@ from typing import Any, Literal
 
 from ulid import ULID
 
-from serve.assets.store import AssetInfo, LocalAssets
+from serve.assets.local import LocalAssets
+from serve.assets.metadata import describe
+from serve.assets.store import AssetInfo
 from serve.jobs.dispatcher import Dispatcher
 from serve.jobs.store import store_of
 from serve.messages import (
@@ -59,6 +61,13 @@ class Replicas:
             await asyncio.sleep(0)
         return list(self.held)
 
+    async def held_when(self, count: int) -> list[str]:
+        """As soon as it holds so many tasks, which may have to be stored first."""
+        async with asyncio.timeout(10):
+            while len(self.held) < count:
+                await asyncio.sleep(0.005)
+        return list(self.held)
+
     async def finish(self, task_id: str) -> None:
         task = next(task for task in self.tasks if task.id == task_id)
         image = StoredImage(
@@ -100,7 +109,8 @@ class Drawing(Replicas):
 
     async def finish(self, task_id: str) -> None:
         task = next(task for task in self.tasks if task.id == task_id)
-        await self.assets.write(task.asset_id, task_id.encode(), task.request.output_format, {})
+        metadata = describe(task.request, task.image, job_id=task.job_id, user=task.user, weights="test")
+        await self.assets.write(task.asset_id, task_id.encode(), task.request.output_format, metadata)
         await super().finish(task_id)
 
     async def bytes_of(self, end: Succeeded) -> bytes:
@@ -132,6 +142,7 @@ def order(
     previews: int = 0,
     seed: int = 5,
     output_format: ImageFormat = "png",
+    webhook_url: str | None = None,
 ) -> Submission:
     request = ImageRequest(
         model="m", prompt="a cat", width=128, height=128, steps=8, seed=seed, n=n, output_format=output_format
@@ -148,6 +159,7 @@ def order(
         cache=cache,
         idempotency_key=key,
         body_sha256=body,
+        webhook_url=webhook_url,
     )
 
 

@@ -7,7 +7,7 @@ import stat
 import pytest
 
 from serve.assets.links import Links, open_links
-from serve.assets.store import LocalAssets
+from serve.assets.local import LocalAssets
 from serve.errors import ConfigError, LinkRefused, NotFound, StoreFull
 from serve.settings import Settings
 
@@ -45,7 +45,7 @@ async def test_writing_again_replaces_and_leaves_no_drafts(assets, tmp_path):
     for data in (b"one", b"two"):
         await assets.write(ASSET, data, "png", {})
     assert (await assets.read(ASSET)).data == b"two"
-    assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 2
+    assert len([path for path in (tmp_path / "images").rglob("*") if path.is_file()]) == 2
 
 
 async def test_readers_never_see_half_a_picture(assets):

@@ -57,6 +57,18 @@ def test_shipped_files_are_right(path: Path):
             "unknown key; did you mean 'max_depth'?",
         ),
         (
+            "      threads: 1",
+            "      access: {users: {ada: {image_per_day: 5}}}",
+            "applications[0].args.access.users.ada.image_per_day",
+            "unknown key; did you mean 'images_per_day'?",
+        ),
+        (
+            "      threads: 1",
+            "      access: {ldap: {url: 'ldaps://x', user_nd: 'uid={user}'}}",
+            "applications[0].args.access.ldap.user_nd",
+            "unknown key; did you mean 'user_dn'?",
+        ),
+        (
             "num_replicas: 1",
             "num_replica: 1",
             "applications[0].deployments[0].num_replica",
@@ -94,7 +106,7 @@ def test_unknown_key(config: Path, old: str, new: str, key: str, message: str):
         ("threads: 1", "default_size_px: 100", "args.default_size_px", "multiple of 16"),
         ("threads: 1", "default_size_px: 512", "args", "default_size_px 512 is over max_side_px 256"),
         ("threads: 1", "quality_steps: {best: 9}", "args.quality_steps.best", "should be 'low'"),
-        ("threads: 1", "scheduler: {policy: lifo}", "args.scheduler.policy", "'edf' or 'fifo'"),
+        ("threads: 1", "scheduler: {policy: lifo}", "args.scheduler.policy", "'edf', 'fifo', 'static' or"),
         (
             "{min_replicas: 1, max_replicas: 1}",
             "{min_replicas: 3, max_replicas: 1}",
@@ -171,7 +183,9 @@ def test_render_keeps_the_rest_and_makes_data_absolute():
     rendered = yaml.safe_load(render(Path("config/serve.yaml")))
     original = yaml.safe_load(TEXT)
     assert rendered["applications"][0]["args"].pop("data") == str(Path("data").absolute())
-    original["applications"][0]["args"].pop("data")
+    assert rendered["applications"][0]["args"].pop("presets") == str(Path("config/presets.yaml").absolute())
+    for name in ("data", "presets"):
+        original["applications"][0]["args"].pop(name)
     assert rendered == original
 
 
@@ -194,3 +208,33 @@ def test_command(config: Path):
 @pytest.mark.parametrize("path", sorted(Path("config").glob("serve*.yaml")), ids=str)
 def test_shipped_files_have_no_problem(path: Path):
     assert check(path) == []
+
+
+def test_the_presets_are_checked_with_the_file(config: Path, tmp_path: Path):
+    presets = tmp_path / "presets.yaml"
+    presets.write_text("presets:\n  - {nam: a}\n")
+    found = problem_in(config, f"presets: {presets}")
+    assert found[0] == f"{presets}:2: presets[0].nam: unknown key; did you mean 'name'?"
+    presets.unlink()
+    assert "cannot be read: No such file or directory; write it" in problem_in(config, f"presets: {presets}")[0]
+    assert problem_in(config, "presets: null") == []
+
+
+def test_presets_of_the_gateways_user_config_are_checked_in_their_place(config: Path):
+    given = "user_config: {presets: {presets: [{name: a, title: {en: A, zh: A}, size: 100x100}]}}"
+    (found,) = problem_in(config, "presets: no/such/file", given)
+    line = line_of("num_replicas: 1")
+    assert found == (
+        f"{config}:{line}: applications[0].deployments[0].user_config.presets.presets[0].size: "
+        "'100x100': both sides must be multiples of 16"
+    )
+    (found,) = problem_in(config, "presets: null", "user_config: {preset: {}}")
+    assert found.endswith("user_config.preset: unknown key; did you mean 'presets'?")
+
+
+def problem_in(config: Path, presets: str, more: str = "") -> list[str]:
+    text = TEXT.replace("presets: config/presets.yaml", presets)
+    config.write_text(
+        text.replace("num_replicas: 1", f"{more}\n        num_replicas: 1" if more else "num_replicas: 1", 1)
+    )
+    return [str(problem) for problem in check(config)]

@@ -34,6 +34,15 @@ def test_classes_do_not_hold_each_other_up() -> None:
     assert deadlines.place("interactive", 3.0, alone_s=1.0, image_s=1.0, now=6.0, replicas=1) == 9.0
 
 
+def test_what_is_placed_because_its_class_is_owed_ranks_with_the_class_whose_turn_it_takes() -> None:
+    deadlines = SoftDeadlines()
+    accepted = deadlines.accept("batch", 1.0, now=0.0)
+    owed = deadlines.place("interactive", accepted, alone_s=1.0, image_s=1.0, now=5.0, replicas=1, owed=True)
+    assert owed == 5 + FACTOR["interactive"]
+    following = deadlines.place("interactive", 4.0, alone_s=1.0, image_s=1.0, now=5.0, replicas=1)
+    assert following > owed, "and in the order of the queue"
+
+
 @given(st.lists(seconds, min_size=1, max_size=30), st.sampled_from(PRIORITIES), st.integers(1, 8))
 def test_jobs_that_waited_stay_in_the_order_of_the_queue(sizes: list[float], mine: Priority, replicas: int) -> None:
     deadlines, now, given_out = SoftDeadlines(), 1000.0, list[float]()

@@ -203,3 +203,13 @@ def test_old_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert found["packages"].status == found["python"].status == "fail"
     assert "but >=99 is needed; no-such-package is missing" in found["packages"].detail
     assert "pip install -c constraints.txt -e ." in str(found["packages"].fix)
+
+
+def test_presets(tmp_path: Path):
+    assert findings()["presets"].detail.startswith("config/presets.yaml: 4 presets")
+    assert findings(presets=None)["presets"].detail == "none"
+    bad = tmp_path / "presets.yaml"
+    bad.write_text("presets:\n  - {nam: a}\n")
+    found = findings(presets=bad)["presets"]
+    assert (found.status, found.fix) == ("fail", "did you mean 'name'?")
+    assert f"{bad}:2: presets[0].nam: unknown key" in found.detail

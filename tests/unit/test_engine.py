@@ -10,7 +10,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from serve.engine.engine import Denoised, Engine, Generation
+from serve.engine.engine import Engine
+from serve.engine.flight import Drawn, Generation
 from serve.engine.open import Placement, open_engine
 from serve.engine.zimage import Row
 from serve.errors import DeadlineExceeded, ZImageError
@@ -50,9 +51,9 @@ def ignore(step: int, preview: object) -> None:
 async def test_steps_are_told_in_order_with_previews_where_asked(engine: Engine) -> None:
     told: list[tuple[int, bool]] = []
     asked = generation(preview_steps=frozenset({2}))
-    denoised = await engine.denoise(asked, lambda step, preview: told.append((step, preview is not None)))
+    drawn = await engine.draw(asked, lambda step, preview: told.append((step, preview is not None)))
     assert told == [(0, False), (1, False), (2, True), (3, False), (4, False)]
-    assert denoised.latents.shape == (16, 8, 8)
+    assert drawn.pixels.shape == (64, 64, 3)
     assert engine.silent_s() == 0.0
 
 
@@ -65,47 +66,47 @@ async def test_a_cancelled_one_takes_no_further_step(engine: Engine) -> None:
         if step == 3:
             loop.call_soon_threadsafe(begun.set)
 
-    caller = asyncio.create_task(engine.denoise(generation("long", steps=50, height=128, width=128), on_step))
+    caller = asyncio.create_task(engine.draw(generation("long", steps=50, height=128, width=128), on_step))
     await begun.wait()
     caller.cancel()
     await asyncio.gather(caller, return_exceptions=True)
-    await engine.denoise(generation("after"), ignore)
+    await engine.draw(generation("after"), ignore)
     assert steps[-1] < 40
 
 
 async def test_past_a_hard_deadline_it_is_dropped_and_past_a_soft_one_it_is_not(engine: Engine) -> None:
     late = time.monotonic() - 1
     with pytest.raises(DeadlineExceeded, match="0 of 4 steps"):
-        await engine.denoise(generation(deadline=late, hard_deadline=True), ignore)
-    assert isinstance(await engine.denoise(generation(deadline=late), ignore), Denoised)
+        await engine.draw(generation(deadline=late, hard_deadline=True), ignore)
+    assert isinstance(await engine.draw(generation(deadline=late), ignore), Drawn)
 
 
 async def test_a_poisonous_member_fails_alone(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    forward = engine.transformer.velocity
+    forward = engine.transformer.segments
 
-    def brittle(rows: list[Row]) -> torch.Tensor:
+    def brittle(rows: list[Row], parts: int) -> Iterator[torch.Tensor]:
         if any(row.latents.isnan().any() for row in rows):
             raise RuntimeError("a kernel failed")
-        return forward(rows)
+        return forward(rows, parts)
 
     noise = engine.transformer.noise
-    monkeypatch.setattr(engine.transformer, "velocity", brittle)
+    monkeypatch.setattr(engine.transformer, "segments", brittle)
     monkeypatch.setattr(engine.transformer, "noise", lambda seed, h, w: noise(seed, h, w) / (0 if seed == 13 else 1))
     outcomes = await asyncio.gather(
-        *(engine.denoise(generation(str(seed), seed=seed), ignore) for seed in (12, 13, 14)), return_exceptions=True
+        *(engine.draw(generation(str(seed), seed=seed), ignore) for seed in (12, 13, 14)), return_exceptions=True
     )
-    assert [type(outcome) for outcome in outcomes] == [Denoised, ZImageError, Denoised]
+    assert [type(outcome) for outcome in outcomes] == [Drawn, ZImageError, Drawn]
     assert "kernel" not in str(outcomes[1])
     assert "a kernel failed" in "".join(capfd.readouterr()), "the operator's log has the reason"
 
 
 async def test_an_embedding_of_the_wrong_size_fails_only_its_own_request(engine: Engine) -> None:
     wrong, right = await asyncio.gather(
-        engine.denoise(generation("wrong", embedding=torch.ones(3, 7)), ignore),
-        engine.denoise(generation("right"), ignore),
+        engine.draw(generation("wrong", embedding=torch.ones(3, 7)), ignore),
+        engine.draw(generation("right"), ignore),
         return_exceptions=True,
     )
     assert isinstance(wrong, RuntimeError)
-    assert isinstance(right, Denoised)
+    assert isinstance(right, Drawn)

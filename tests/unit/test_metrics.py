@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import runpy
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -58,8 +62,9 @@ def finished(books: Accounting, n: int = 1, executions: float = 1.0) -> Job:
     job = Job(order(n=n))
     job.begin(job.created_at + 0.2)
     for image in range(n):
-        job.finished[image] = generated(image, executions)
-        books.generated(job.finished[image])
+        answer = generated(image, executions)
+        books.generated(job, answer)
+        job.finished[image] = answer
     job.close(Succeeded, images=tuple(answer.image for answer in job.finished.values()), timings=job.timings())
     books.ended(job)
     return job
@@ -187,3 +192,38 @@ def test_a_device_shared_by_replicas_is_told_once():
     assert seen["nv_gpu_utilization{gpu_uuid=GPU-1}"] == 0.5
     assert not any(name.startswith("nv_gpu_power_usage") for name in seen)
     assert seen["nv_inference_pending_request_count{model=denoiser,version=1}"] == 2
+
+
+def test_operations_lists_every_metric_as_it_is():
+    listed = re.findall(r"^\| `((?:zimage|nv)_\w+)` \| (\w+) \| (.*?) \| (.*?) \|$", DOCS.read_text(), re.MULTILINE)
+    said = [
+        (spec.name, spec.kind, ", ".join(f"`{label}`" for label in spec.labels) or "–", spec.help) for spec in CATALOG
+    ]
+    assert listed == said
+    assert [name for name in TRITON_NAMES if f"`{name}`" not in DOCS.read_text()] == []
+
+
+def test_the_dashboard_is_what_its_source_says():
+    folder = Path("ops/grafana")
+    source = runpy.run_path(str(folder / "dashboards.py"))
+    for name, board in source["DASHBOARDS"].items():
+        assert (folder / name).read_text() == source["written"](board)
+
+
+def test_panels_and_alerts_ask_for_metrics_that_there_are():
+    known = {spec.name for spec in CATALOG} | set(TRITON_NAMES)
+    known |= {
+        f"{spec.name}_{part}" for spec in CATALOG if spec.kind == "histogram" for part in ("bucket", "sum", "count")
+    }
+    asked = re.findall(r"\b((?:zimage|nv)_[a-z_]+)\b", Path("ops/grafana/overview.json").read_text())
+    asked += re.findall(r"\b(zimage_[a-z_]+)\b", Path("ops/alerts.yml").read_text())
+    assert set(asked) <= known
+
+
+def test_the_rules_pass_their_own_tests():
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("promtool is missing: apt-get install prometheus")
+    for command in (["test", "rules", "ops/alerts.test.yml"], ["check", "config", "ops/prometheus.yml"]):
+        done = subprocess.run([promtool, *command], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr

@@ -307,3 +307,20 @@ def test_up_to_a_class_are_its_jobs_and_those_above(drawn: list[Drawn], lowest: 
     queue = filled(drawn)
     allowed = PRIORITIES[: PRIORITIES.index(lowest) + 1]
     assert queue.up_to(lowest) == [job_id for job_id in queue if drawn[int(job_id)].priority in allowed]
+
+
+@pytest.mark.parametrize("placed", [0, 1, 2])
+def test_an_heir_gets_what_is_left_and_nobody_else_moves(placed: int) -> None:
+    queue = JobQueue()
+    first = queue.add("first", "standard", "u", images=2)
+    between, heir = queue.add("between", "standard", "u", images=1), queue.arrive()
+    queue.add("other", "standard", "v", images=1)
+    for _ in range(placed):
+        assert queue.head() == "first"
+        queue.served("first")
+    others = [job_id for job_id in queue if job_id != "first"] if placed else ["between", "other"]
+    queue.hand_over("first", "heir", "standard", "u", heir)
+    assert first < between < heir
+    assert list(queue) == (["heir", *others] if placed else [*others, "heir"])
+    assert (len(queue), queue.waiting_of("u"), "first" in queue) == (3, 2, False)
+    assert queue.head() == ("heir" if placed == 1 else others[0])

@@ -315,7 +315,7 @@ async def test_leaders_and_followers_find_each_other_after_a_restart(tmp_path: P
     jobs = dispatcher_over(after, tmp_path)
     await jobs.open()
     beat(jobs, engine="e1")
-    (task_id,) = await after.settled()
+    (task_id,) = await after.held_when(1)
     (newcomer,) = await same(jobs)
     await after.finish(task_id)
     ends = [await drawn(jobs, job_id) for job_id in (ids[0], *ids[2:], newcomer)]

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from serve.engine.embeddings import RememberingEncoder
 from serve.engine.open import Placement, open_text_encoder
-from serve.engine.text import Embedding, TextEncoder
+from serve.engine.text import Embedding
 from serve.settings import EMBEDDED_FOLDER, Settings
 from tests.exactness.reference import pipeline
 
@@ -13,11 +14,11 @@ PROMPTS = ["", "a cat", "a red fox on a yellow background", "猫 🦊", "two cat
 
 
 @pytest.fixture(scope="module")
-def encoder() -> TextEncoder:
+def encoder() -> RememberingEncoder:
     return open_text_encoder(Settings(), EMBEDDED_FOLDER, Placement(torch.device("cpu"), torch.float32))
 
 
-def test_a_batch_of_mixed_lengths_equals_the_pipelines_embeddings(encoder: TextEncoder) -> None:
+def test_a_batch_of_mixed_lengths_equals_the_pipelines_embeddings(encoder: RememberingEncoder) -> None:
     with torch.inference_mode():
         expected, _ = pipeline().encode_prompt(list(PROMPTS), do_classifier_free_guidance=False)
     for embedding, reference in zip(encoder.encode(PROMPTS), expected, strict=True):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from typing import Any
 
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, ZImageTransformer2DModel
+from diffusers import FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
 from diffusers.pipelines.z_image.pipeline_z_image import calculate_shift, get_default_z_image_sigmas
 from torch import Tensor
 
@@ -83,6 +84,26 @@ def test_rows_of_one_step_do_not_know_of_each_other(model: Any, ours: ZImageTran
     for velocity, (seed, tokens, step, steps) in zip(together, cases, strict=True):
         expected = theirs(model, seed, tokens, 96, 64, step, steps)
         assert (velocity - expected).abs().max() <= TOLERANCE * expected.abs().max()
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3, 5])
+def test_a_step_in_parts_is_the_same_numbers_whatever_runs_between(ours: ZImageTransformer, parts: int) -> None:
+    """Also with more parts than there are layers."""
+    rows = [row(ours, seed, 20, 96, 64, seed) for seed in (1, 2)]
+    whole = ours.velocity(rows)
+    done = []
+    for result in ours.segments(rows, parts):
+        done.append(result)
+        ours.velocity([row(ours, 3, 40, 64, 64, 0)])
+    assert len(done) == parts
+    assert torch.equal(done[-1], whole)
+
+
+def test_the_pipeline_still_guides_as_we_do() -> None:
+    """Ours has neither normalisation nor truncation of guidance: the pipeline's defaults do without them."""
+    defaults = inspect.signature(ZImagePipeline.__call__).parameters
+    assert defaults["cfg_normalization"].default is False
+    assert defaults["cfg_truncation"].default == 1.0
 
 
 @pytest.mark.parametrize("scheduler", [SHIFTED, DYNAMIC], ids=["shift 3", "dynamic"])

@@ -1,0 +1,47 @@
+"""One node or several: jobs in SQLite, and pictures in a folder that is not shared, belong to one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ray
+
+from serve.errors import ConfigError
+from serve.settings import Settings
+
+HINT = "set database to a PostgreSQL URL, and shared_data: true if every node sees the same data folder"
+
+
+def home(settings: Settings) -> str | None:
+    """The node on which all that touches the data must run; None when any may. Raises ConfigError for several."""
+    nodes = alive()
+    if not (reasons := bound(settings)) or not nodes:
+        return None
+    if len(nodes) > 1:
+        raise ConfigError(f"Ray has {len(nodes)} nodes, but {' and '.join(reasons)}", param="data", hint=HINT)
+    return nodes[0]
+
+
+def bound(settings: Settings) -> list[str]:
+    """What would be lost on another node."""
+    jobs = [] if settings.database else ["jobs are in SQLite, which works on one only"]
+    pictures = [] if settings.shared_data else ["pictures are in a folder of one"]
+    return jobs + pictures
+
+
+def stay(node: str | None) -> None:
+    """Raises ConfigError on any other: Ray Serve then tries elsewhere."""
+    if node is not None and (here := str(ray.get_runtime_context().get_node_id())) != node:
+        raise ConfigError(f"the data is on node {node[:8]}, this replica was started on {here[:8]}", hint=HINT)
+
+
+def warnings(node: str | None) -> tuple[str, ...]:
+    """For people who have added nodes to a service that cannot use them."""
+    others = [] if node is None else [name[:8] for name in alive() if name != node]
+    return tuple(f"nothing runs on node {name}, as the data is on {str(node)[:8]}; {HINT}" for name in others)
+
+
+def alive() -> list[str]:
+    """Ids of Ray's nodes; none without Ray, as in local testing mode."""
+    found: list[dict[str, Any]] = ray.nodes() if ray.is_initialized() else []
+    return [str(node["NodeID"]) for node in found if node["Alive"]]

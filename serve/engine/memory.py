@@ -1,0 +1,176 @@
+"""Device memory: what a step and a decoding need, what can never fit, and what is reserved for work under way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from serve.engine.schedule import Shape
+from serve.errors import TooLargeForMemory
+from serve.step_times import interpolate
+
+CAPTION_TOKENS = 32
+Points = dict[int, float]  # bytes by size; replaced as a whole, so that other threads may read them
+
+HEADROOM = 1.05  # of what was measured: allocators lose some to rounding and fragments
+
+
+@dataclass(frozen=True, slots=True)
+class Vram:
+    """Bytes: in tensors, taken from the device by this process, and what it may take."""
+
+    used: int
+    reserved: int
+    total: int
+
+
+class Meter(Protocol):
+    """The device's allocator. `peak` runs work and returns the bytes that it needed above those before it."""
+
+    def read(self) -> Vram: ...
+
+    def peak(self, work: Callable[[], object]) -> int: ...
+
+    def free(self) -> None:
+        """Gives back what is cached."""
+
+    def alive(self) -> bool: ...
+
+
+class CudaMeter:
+    def __init__(self, device: torch.device, limit: int | None) -> None:
+        self._device = device
+        total = torch.cuda.get_device_properties(device).total_memory
+        self._total = total if limit is None else min(limit, total)
+        if self._total < total:
+            torch.cuda.set_per_process_memory_fraction(self._total / total, device)
+
+    def read(self) -> Vram:
+        return Vram(torch.cuda.memory_allocated(self._device), torch.cuda.memory_reserved(self._device), self._total)
+
+    def peak(self, work: Callable[[], object]) -> int:
+        torch.cuda.synchronize(self._device)
+        before = torch.cuda.memory_allocated(self._device)
+        torch.cuda.reset_peak_memory_stats(self._device)
+        work()
+        torch.cuda.synchronize(self._device)
+        return torch.cuda.max_memory_allocated(self._device) - before
+
+    def free(self) -> None:
+        torch.cuda.empty_cache()
+
+    def alive(self) -> bool:
+        """A CUDA error that is not about memory stays: every later call fails with it."""
+        try:
+            torch.cuda.synchronize(self._device)
+        except RuntimeError:
+            return False
+        return True
+
+
+class Memory:
+    """Measured at warm-up, reserved before each step. Without a meter, on a CPU, everything fits.
+
+    Made when the weights are loaded: what is used then is always used.
+    """
+
+    def __init__(self, meter: Meter | None = None) -> None:
+        self._meter = meter
+        vram = self.vram()
+        self.capacity = vram.total - vram.used if vram else 0
+        self._reserved = 0
+        self._steps: Points = {}
+        self._decodes: Points = {}
+
+    def vram(self) -> Vram | None:
+        return self._meter.read() if self._meter else None
+
+    def free(self) -> None:
+        if self._meter:
+            self._meter.free()
+
+    def alive(self) -> bool:
+        return self._meter is None or self._meter.alive()
+
+    def measure_step(self, shape: Shape, members: int, work: Callable[[], object]) -> bool:
+        """Runs it; False when it does not fit."""
+        size = _step_size(shape, members)
+        needed = self._measure(work)
+        self._steps = self._with(self._steps, size, needed)
+        return needed is not None
+
+    def measure_decode(self, pixels: int, work: Callable[[], object]) -> bool:
+        needed = self._measure(work)
+        self._decodes = self._with(self._decodes, pixels, needed)
+        return needed is not None
+
+    def did_not_fit(self, shape: Shape, members: int) -> None:
+        """A step ran out of memory: so large a batch is not tried again."""
+        self._steps = self._with(self._steps, _step_size(shape, members), None)
+
+    def step_bytes(self, shape: Shape, members: int = 1) -> int:
+        return _needs(self._steps, _step_size(shape, members))
+
+    def decode_bytes(self, pixels: int, members: int = 1) -> int:
+        return members * _needs(self._decodes, pixels)
+
+    def reserve(self, needed: int) -> bool:
+        """False when it does not fit now. With nothing else reserved it is up to the device."""
+        if self._meter and self._reserved and self._reserved + needed > self.capacity:
+            return False
+        self._reserved += needed
+        return True
+
+    def release(self, needed: int) -> None:
+        self._reserved -= needed
+
+    def fits(self, needed: int) -> bool:
+        """With nothing beside it."""
+        return self._meter is None or needed <= self.capacity
+
+    def check(self, shape: Shape) -> None:
+        """Raises TooLargeForMemory."""
+        if not self._takes(shape):
+            raise TooLargeForMemory.of(shape.width, shape.height, self._largest_px(shape.captions, shape.pixels))
+
+    def max_px(self, cap_px: int, rows: int) -> int | None:
+        """The side of the largest square that fits; None when `cap_px`, the largest that is served, does."""
+        captions = (CAPTION_TOKENS,) * rows
+        if self._takes(Shape(cap_px, cap_px, captions)):
+            return None
+        return self._largest_px(captions, cap_px**2)
+
+    def _takes(self, shape: Shape) -> bool:
+        return self.fits(self.step_bytes(shape)) and self.fits(self.decode_bytes(shape.pixels))
+
+    def _largest_px(self, captions: tuple[int, ...], below_pixels: int) -> int:
+        sides = range(int(below_pixels**0.5) // 16 * 16, 0, -16)
+        return next((side for side in sides if self._takes(Shape(side, side, captions))), 0)
+
+    def _measure(self, work: Callable[[], object]) -> int | None:
+        if self._meter is None:
+            work()
+            return 0
+        try:
+            return self._meter.peak(work)
+        except torch.OutOfMemoryError as error:
+            error.__traceback__ = None  # its frames hold what is to be freed
+        self._meter.free()
+        return None
+
+    def _with(self, points: Points, size: int, needed: int | None) -> Points:
+        """One more point, None saying that it is more than there is: what smaller ones suggest, if that is more."""
+        if needed is None:
+            needed = max(self.capacity + 1, _needs(points, size))
+        return {**points, size: max(points.get(size, 0), needed)}
+
+
+def _step_size(shape: Shape, members: int) -> int:
+    return shape.tokens * shape.rows * members
+
+
+def _needs(points: Points, size: int) -> int:
+    return int(HEADROOM * interpolate(points, size)) if points else 0
