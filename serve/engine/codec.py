@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import zlib
 from io import BytesIO
 
+import numpy as np
 from PIL import Image
 
 from serve.engine.decode import Pixels
@@ -18,7 +20,7 @@ def encode(pixels: Pixels, format: ImageFormat, compression: int | None = None) 
     image = Image.fromarray(pixels)
     quality = DEFAULT_QUALITY if compression is None else compression
     if format == "png":
-        image.save(buffer, "PNG", compress_level=1)
+        image.save(buffer, "PNG", compress_level=1, compress_type=zlib.Z_RLE)  # of a picture, smaller too than level 1
     elif format == "jpeg":
         image.save(buffer, "JPEG", quality=quality)
     else:
@@ -29,6 +31,4 @@ def encode(pixels: Pixels, format: ImageFormat, compression: int | None = None) 
 def encode_preview(pixels: Pixels, request: ImageRequest) -> bytes:
     """A preview [h, w, 3], enlarged to the size of the picture that it announces."""
     full = Image.fromarray(pixels).resize((request.width, request.height), Image.Resampling.BICUBIC)
-    buffer = BytesIO()
-    full.save(buffer, request.output_format.upper())
-    return buffer.getvalue()
+    return encode(np.asarray(full), request.output_format)

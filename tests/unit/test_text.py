@@ -31,3 +31,11 @@ def test_embeddings_travel_without_loss(dtype: torch.dtype) -> None:
     embedding = Embedding.of(tensor, 0.1)
     assert embedding.data.dtype == (np.uint16 if dtype == torch.bfloat16 else np.float32)
     assert torch.equal(embedding.tensor(), tensor)
+
+
+def test_what_stands_behind_a_prompt_changes_nothing(encoder: TextEncoder) -> None:
+    """On a GPU lengths are rounded up, so that shapes come again."""
+    rounded = TextEncoder(encoder._forward, encoder._tokens, encoder._device, multiple=32)
+    for embedding, reference in zip(rounded.encode(PROMPTS), encoder.encode(PROMPTS), strict=True):
+        assert embedding.tensor().shape == reference.tensor().shape
+        assert (embedding.tensor() - reference.tensor()).abs().max() <= 1e-5 * reference.tensor().abs().max()

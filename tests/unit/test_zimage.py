@@ -11,6 +11,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, ZImageTransformer2DModel
 from diffusers.pipelines.z_image.pipeline_z_image import calculate_shift, get_default_z_image_sigmas
 from torch import Tensor
 
+from serve.engine import zimage
 from serve.engine.zimage import Row, ZImageTransformer, patchify, unpatchify
 
 TOLERANCE = 1e-5
@@ -83,6 +84,20 @@ def test_rows_of_one_step_do_not_know_of_each_other(model: Any, ours: ZImageTran
     for velocity, (seed, tokens, step, steps) in zip(together, cases, strict=True):
         expected = theirs(model, seed, tokens, 96, 64, step, steps)
         assert (velocity - expected).abs().max() <= TOLERANCE * expected.abs().max()
+
+
+def test_a_long_step_in_parts_is_the_same_step(ours: ZImageTransformer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another picture's step between two parts changes nothing."""
+    long, short = row(ours, 1, 20, 96, 64, 2), row(ours, 2, 20, 96, 64, 5)
+    whole = ours.velocity([long])
+    assert len(list(ours.segments([long]))) == 1
+    monkeypatch.setattr(zimage, "SPLIT_FROM_TOKENS", 24)
+    parts = []
+    for part in ours.segments([long]):
+        parts.append(part)
+        ours.velocity([short])
+    assert len(parts) == 3
+    assert torch.equal(parts[-1], whole)
 
 
 @pytest.mark.parametrize("scheduler", [SHIFTED, DYNAMIC], ids=["shift 3", "dynamic"])
