@@ -138,7 +138,7 @@ class Dispatcher:
     async def hand_back(self) -> None:
         """Nothing runs any more, and no job is blamed for this end: what has not ended is the next Dispatcher's."""
         self._stop()
-        placed = [job for job in self._jobs.values() if job.placed and job.end is None]
+        placed = [job for job in self._jobs.active() if job.placed and job.end is None]
         for job in placed:
             job.placed.clear()
         await asyncio.gather(*(self._store.save(job.record()) for job in placed))
@@ -187,7 +187,10 @@ class Dispatcher:
             await asyncio.shield(job.settling)
 
     async def get(self, job_id: str) -> JobView:
-        (view,) = await self._store.deliveries.shown([(await self._find(job_id)).view()])
+        job = await self._find(job_id)
+        if job.status is JobStatus.QUEUED:
+            self._room.publish([job])
+        (view,) = await self._store.deliveries.shown([job.view()])
         return view
 
     async def find(self, query: JobQuery) -> list[JobView]:
@@ -214,7 +217,7 @@ class Dispatcher:
         return await self._with_files(await self._keeper.delete_all(user, confirm))
 
     async def status(self) -> ServiceStatus:
-        return status_of(self._fleet, self._jobs.values(), self._clock() - self._opened, paused=self._room.paused)
+        return status_of(self._fleet, self._jobs.active(), self._clock() - self._opened, paused=self._room.paused)
 
     async def usage(self, user: str) -> Usage:
         return await self._store.usage(user, time.time())
@@ -232,7 +235,7 @@ class Dispatcher:
         return stats_of(await self.status(), self._fleet, self._room.waiting(), self._recent)
 
     async def active(self, limit: int) -> list[JobView]:
-        begun = [job for job in self._jobs.values() if not job.status.terminal and job.status is not JobStatus.QUEUED]
+        begun = [job for job in self._jobs.active() if not job.status.terminal and job.status is not JobStatus.QUEUED]
         return [job.view() for job in [*begun, *self._room.waiting()][:limit]]
 
     async def hold(self, paused: bool) -> None:
@@ -498,7 +501,7 @@ class Dispatcher:
         await asyncio.wait({self._tasks.spawn(removal)}, timeout=FILES_S)
 
     def _busy(self) -> set[str]:
-        return {job.id for job in self._jobs.values() if not job.status.terminal} | self._arrivals.ids
+        return {job.id for job in self._jobs.active() if not job.status.terminal} | self._arrivals.ids
 
     def _forget_pictures(self, asset_ids: Iterable[str]) -> None:
         gone = set(asset_ids)
@@ -541,7 +544,7 @@ class Dispatcher:
 
     def _snapshot(self) -> Snapshot:
         model, uptime_s = self._settings.served_model_name, self._clock() - self._opened
-        return snapshot_of(self._fleet, self._jobs.values(), model, uptime_s)
+        return snapshot_of(self._fleet, self._jobs.active(), model, uptime_s)
 
     def broken(self, job: Job, error: Exception) -> None:
         self.end(job, Failed, error=_info(error, job_id=job.id))
