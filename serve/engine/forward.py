@@ -42,10 +42,9 @@ def velocities(transformer: Transformer, flights: list[Flight], parts: int) -> I
     together = len({column[0].caption.length for column in columns}) == 1
     batches = [[row for column in columns for row in column]] if together else columns
     progress = zip(*(transformer.segments(rows, parts) for rows in batches), strict=True)
-    for _ in range(parts - 1):
-        next(progress)
-        yield None
-    outputs = next(progress)
+    for done, outputs in enumerate(progress, 1):  # noqa: B007 - to the very end: only a forward that is through is recorded
+        if done < parts:
+            yield None
     yield _guided(flights, outputs[0].chunk(len(columns)) if together else outputs)
 
 

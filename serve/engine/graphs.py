@@ -97,8 +97,9 @@ class Graphs:
             with _on(self._stream):
                 result = stage(inputs, result)
             shapes.append(torch.empty_like(result, device="meta"))
+            if len(shapes) == len(stages):
+                self._shapes[key] = shapes
             yield result
-        self._shapes[key] = shapes
 
     def _recorded_for(self, key: Hashable, rows: Rows, stages: Sequence[Stage]) -> _Recorded:
         if key in self._recorded:

@@ -44,12 +44,12 @@ class CudaMeter:
     """`forget` lets go of what is recorded for speed."""
 
     def __init__(self, device: torch.device, limit: int | None, forget: Callable[[], None] = lambda: None) -> None:
-        self._device = device
+        self._device = torch.device(device.type, torch.cuda.current_device())
         self._forget = forget
-        total = torch.cuda.get_device_properties(device).total_memory
+        total = torch.cuda.get_device_properties(self._device).total_memory
         self._total = total if limit is None else min(limit, total)
         if self._total < total:
-            torch.cuda.set_per_process_memory_fraction(self._total / total, device)
+            torch.cuda.set_per_process_memory_fraction(self._total / total, self._device)
 
     def read(self) -> Vram:
         return Vram(torch.cuda.memory_allocated(self._device), torch.cuda.memory_reserved(self._device), self._total)
@@ -177,4 +177,9 @@ def _step_size(shape: Shape, members: int) -> int:
 
 
 def _needs(points: Points, size: int) -> int:
-    return int(HEADROOM * interpolate(points, size)) if points else 0
+    """Beyond the largest that was measured by the square of the size: attention may, and too little is out of memory."""
+    if not points:
+        return 0
+    largest = max(points)
+    beyond = max(1.0, size / largest)
+    return int(HEADROOM * interpolate(points, min(size, largest)) * beyond**2)

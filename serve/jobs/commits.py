@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from serve.errors import Unavailable, ZImageError
@@ -155,9 +155,11 @@ class GroupCommit:
             batch, self._batch = self._batch, Batch()
             try:
                 batch.acknowledge(await self._commit(batch))
-            except (DBAPIError, OSError) as error:
+            except (OperationalError, InterfaceError, OSError) as error:  # the database is away
                 await self._later(batch, error)
-            except Exception as error:  # nobody may wait for a writer that has ended
+            except (
+                Exception
+            ) as error:  # tried again it would fail again, and nobody may wait for a writer that has ended
                 self._failure = error
                 batch.fail(error)
                 self._batch.fail(error)

@@ -93,7 +93,7 @@ def test_a_picture_alone_and_under_load_is_the_same_bits(ours: ZImageTransformer
         picture = row(ours, 768, 768, seed=1)
         for step in range(8):
             picture.step = step
-            parts = ours.segments([long])
+            parts = ours.segments([long], 3)
             for part in parts if load else ():
                 del part
                 ours.velocity([row(ours, 256, 256, seed=step), row(ours, 256, 256, seed=step + 1)])
@@ -110,7 +110,7 @@ def test_parts_of_a_long_step_outlive_what_runs_between_them(ours: ZImageTransfo
     for _ in range(3):
         ours.velocity([short])
     parts = []
-    for part in ours.segments([long]):
+    for part in ours.segments([long], 3):
         ours.velocity([short])
         ours.velocity([row(ours, 1536, 1536, seed=4)])  # of the same shape, too
         parts.append(part)

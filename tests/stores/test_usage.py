@@ -29,8 +29,14 @@ def record(n: int = 1, quota: Quota | None = TEN_A_DAY, at: float = NOON, **how:
     return JobRecord(submission=replace(submission, **how), created_at=at)  # type: ignore[arg-type]
 
 
+def pictures(job: JobRecord, count: int) -> tuple[StoredImage, ...]:
+    return tuple(replace(IMAGE, asset_id=f"{job.id}-{image}") for image in range(count))
+
+
 def ended(job: JobRecord, status: JobStatus, images: int = 0, started_at: float | None = None) -> JobRecord:
-    return replace(job, status=status, completed_at=job.created_at + 1, images=(IMAGE,) * images, started_at=started_at)
+    return replace(
+        job, status=status, completed_at=job.created_at + 1, images=pictures(job, images), started_at=started_at
+    )
 
 
 async def images(store: SqlJobStore, at: float = NOON) -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTra
 from diffusers.pipelines.z_image.pipeline_z_image import calculate_shift, get_default_z_image_sigmas
 from torch import Tensor
 
+from serve.engine.forward import velocities
 from serve.engine.zimage import Row, ZImageTransformer, patchify, unpatchify
 
 TOLERANCE = 1e-5
@@ -119,3 +122,20 @@ def test_sigmas_equal_the_pipelines(model: Any, scheduler: Any, steps: int) -> N
 def test_tokens_and_latents_are_the_same_numbers() -> None:
     latents = torch.randn(16, 10, 26)
     assert torch.equal(unpatchify(patchify(latents), 80, 208), latents)
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_the_loop_takes_a_forward_to_its_very_end(ours: ZImageTransformer, parts: int) -> None:
+    """What is left before its end is not recorded on a GPU, and the next step is not faster."""
+    ended = []
+
+    class Watched:
+        def segments(self, rows: list[Row], parts: int) -> Iterator[Tensor]:
+            yield from ours.segments(rows, parts)
+            ended.append(parts)
+
+    flight = SimpleNamespace(rows=lambda: [row(ours, 1, 20, 96, 64, 2)])
+    *pauses, moves = velocities(Watched(), [flight], parts)  # type: ignore[arg-type, list-item]
+    assert pauses == [None] * (parts - 1)
+    assert torch.equal(moves[0], ours.velocity([row(ours, 1, 20, 96, 64, 2)])[0])
+    assert ended == [parts]
