@@ -177,7 +177,7 @@ def _step_size(shape: Shape, members: int) -> int:
 
 
 def _needs(points: Points, size: int) -> int:
-    """Beyond the largest that was measured by the square of the size: attention may, and too little is out of memory."""
+    """Beyond the largest that was measured by the square of the size: attention may need it."""
     if not points:
         return 0
     largest = max(points)

@@ -77,8 +77,9 @@ class Courier:
         while True:
             changed.clear()
             try:
-                await self._send_due()
-                soonest = await self._store.deliveries.next_due(time.time())
+                now = time.time()  # of both questions: what falls due between two times would be overlooked
+                await self._send_due(now)
+                soonest = await self._store.deliveries.next_due(now)
                 wait = LOOK_AT_LEAST_S if soonest is None else min(LOOK_AT_LEAST_S, max(0.0, soonest - time.time()))
             except Unavailable as error:
                 log.error("webhooks wait for the job store", reason=error.message)
@@ -86,11 +87,11 @@ class Courier:
             with suppress(TimeoutError):
                 await asyncio.wait_for(changed.wait(), wait)
 
-    async def _send_due(self) -> None:
+    async def _send_due(self, now: float) -> None:
         while (free := self._settings.concurrency - len(self._sending)) > 0:
             most = self._settings.concurrency_per_host
             busy = [host for host, count in self._hosts.items() if count >= most]
-            due = await self._store.deliveries.due(time.time(), limit=free, without=list(self._sending), hosts=busy)
+            due = await self._store.deliveries.due(now, limit=free, without=list(self._sending), hosts=busy)
             if not due:
                 return
             for delivery in due:

@@ -237,3 +237,23 @@ async def test_after_a_new_dispatcher_took_over_the_old_one_sends_no_more(opened
             while not service.courier.stopped:
                 await asyncio.sleep(0.01)
         await newer.close()
+
+
+async def test_what_falls_due_while_the_courier_looks_is_not_overlooked(
+    opened: Opens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store says late what is due: the retry, a second after the attempt, falls due while it does."""
+    receiver = Receiver([lambda: Response(status_code=500, headers={"Retry-After": "1"})])
+    async with receiving(receiver), opened(retry_s=[0.01]) as service:
+        deliveries = service.courier._store.deliveries
+        due = deliveries.due
+
+        async def late(*args: float, **kwargs: object) -> list[Delivery]:
+            found = await due(*args, **kwargs)
+            await asyncio.sleep(0.7)
+            return found
+
+        monkeypatch.setattr(deliveries, "due", late)
+        job_id = await service.ended(receiver.url())
+        state = await service.delivery(job_id, delivered)
+    assert state.attempts == 2
