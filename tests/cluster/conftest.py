@@ -5,6 +5,9 @@ from collections.abc import Iterator
 import pytest
 
 from tests.cluster.server import Server
+from tests.stores.conftest import postgresql
+
+__all__ = ["postgresql", "server"]
 
 
 @pytest.fixture(scope="session")
