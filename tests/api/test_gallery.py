@@ -11,6 +11,7 @@ import pytest_asyncio
 from ulid import ULID
 
 from serve.api.app import create_app
+from serve.access.caller import NOBODY
 from serve.assets.local import LocalAssets
 from serve.errors import StoreFull
 
@@ -47,7 +48,7 @@ def path(url: str) -> str:
 def nobody(app, service, settings):
     """The same service behind the door of another user."""
     other = create_app(service, service.assets, service.prompts, settings)
-    other.state.door = replace(other.state.door, user="somebody else")
+    other.state.door = replace(other.state.door, caller=replace(NOBODY, user="somebody else"))
     return httpx.AsyncClient(transport=httpx.ASGITransport(other), base_url="http://door")
 
 

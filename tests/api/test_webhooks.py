@@ -77,7 +77,7 @@ async def test_what_arrives_is_checked_with_the_secret_that_the_service_tells(st
             secret = (await client.get("/v1/webhook-secret")).json()
         await service.dispatcher.close()
         await store.open()
-        courier = open_courier(changed, store)
+        courier = open_courier(changed, store, lambda _: None)
         courier.open()
         [got] = await receiver.until(1)
         await courier.close()

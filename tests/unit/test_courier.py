@@ -71,7 +71,7 @@ def opened(tmp_path: Path) -> Opens:
         jobs = Dispatcher(settings, replicas, store, LocalAssets(settings.data / "assets"))
         await jobs.open()
         beat(jobs)
-        courier = open_courier(settings, store)
+        courier = open_courier(settings, store, lambda _: None)
         courier.open()
         try:
             yield Service(jobs, replicas, courier, settings)

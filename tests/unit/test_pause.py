@@ -63,7 +63,7 @@ async def test_a_pause_outlives_the_dispatcher(tmp_path: Path) -> None:
     assert (await jobs.status()).paused
     assert await replicas.settled() == []
     await jobs.hold(False)
-    (task,) = await replicas.settled()
+    (task,) = await replicas.held_when(1)
     await replicas.finish(task)
     assert isinstance(await last(jobs, job_id), Succeeded)
     await jobs.close()
