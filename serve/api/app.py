@@ -29,6 +29,7 @@ from serve.api.deps import Door
 from serve.api.docs import DocumentedApp
 from serve.api.envelope import Envelope
 from serve.api.gate import Gate
+from serve.api.kserve import routes as kserve
 from serve.api.slow_body import BodyDeadline
 from serve.assets.links import open_links
 from serve.assets.store import AssetStore
@@ -76,7 +77,21 @@ def create_app(
         hot=hot or HotFiles(presets),
         presets=presets,
     )
-    routers = (openai, jobs, events, ws, webhooks, gallery, pictures, presets_routes, me, admin, admin_keys, ops)
+    routers = (
+        openai,
+        jobs,
+        events,
+        ws,
+        webhooks,
+        gallery,
+        pictures,
+        presets_routes,
+        me,
+        admin,
+        admin_keys,
+        ops,
+        kserve,
+    )
     for concern in routers:
         app.include_router(concern.router)
     docs_page.install(app)
