@@ -10,6 +10,9 @@ import tritonclient.http as triton
 import tritonclient.http.aio as triton_aio
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
+from serve.errors import OutOfMemory
+from serve.messages import JobQuery
+
 MODEL = "z-image-turbo"
 PROMPTS = ["a red fox on a yellow background", "a penguin on a blue background", "a tree on a white background"]
 
@@ -195,8 +198,6 @@ async def test_unknown_models_parts_and_features(client):
 async def test_priority_reaches_the_queue(client, service):
     for priority in (0, 1, 2, 3):
         await client.infer(MODEL, [tensor("prompt", PROMPTS[:1]), tensor("steps", [1], "INT32")], priority=priority)
-    from serve.messages import JobQuery
-
     newest = await service.find(JobQuery(limit=4))
     assert [job.priority for job in newest] == ["batch", "standard", "interactive", "interactive"]
     with pytest.raises(InferenceServerException, match="priority is 4"):
@@ -232,8 +233,6 @@ async def test_a_full_queue_takes_no_row(stuck, serving):
 
 
 async def test_a_failing_row_fails_the_request(stuck, serving):
-    from serve.errors import OutOfMemory
-
     async with stuck(OutOfMemory("no memory left")) as service, serving(service.app) as base_url:
         async with triton_aio.InferenceServerClient(base_url.removeprefix("http://")) as client:
             with pytest.raises(InferenceServerException, match="no memory left") as caught:
