@@ -5,7 +5,7 @@ PORT ?=
 DATA ?=
 PYTEST_ARGS ?=
 PIP_ARGS ?=
-APT_PACKAGES := postgresql slapd nodejs npm
+APT_PACKAGES := postgresql slapd nodejs npm prometheus
 NPM_PACKAGES := oidc-provider@9.13.3
 
 VENV := .venv

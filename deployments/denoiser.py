@@ -25,6 +25,7 @@ class Denoiser:
     async def __init__(self, settings: Settings, folder: Path, node: str | None = None) -> None:  # type: ignore[misc]  # Ray Serve awaits it
         nodes.stay(node)
         from serve.engine.generator import Generator  # noqa: PLC0415
+        from serve.engine.gpu import gpu_of  # noqa: PLC0415
         from serve.engine.identity import identity_of  # noqa: PLC0415
         from serve.engine.open import Placement, open_engine  # noqa: PLC0415
 
@@ -40,6 +41,8 @@ class Denoiser:
         self._engine: Engine = await asyncio.to_thread(
             open_engine, settings, folder, placement, lambda done: self._membership.progress(Phase.WARMING_UP, done)
         )
+        self._engine.recorder = self._membership.recorder
+        self._gpu = gpu_of(placement.device)
         self._cap_px = settings.cap_px
         self._generator = Generator(self._engine, open_assets(settings), ThreadPoolExecutor(2, "files"), settings)
         identity = await asyncio.to_thread(identity_of, folder, str(placement))
@@ -63,4 +66,4 @@ class Denoiser:
             raise RuntimeError(f"the engine has not moved for {silent_s:.0f} s")
 
     def _measured(self, state: ReplicaState) -> ReplicaState:
-        return self._engine.report(state, self._cap_px)
+        return replace(self._engine.report(state, self._cap_px), gpu=self._gpu.state() if self._gpu else None)

@@ -29,13 +29,16 @@ from serve.messages import (
     ServiceStats,
     ServiceStatus,
     Submission,
+    Tally,
     TaskReport,
 )
+from serve.metrics.statistics import Statistics
 from serve.quota import Usage
 from serve.settings import Settings
 
 log = structlog.get_logger()
 POLL_S = 2.0  # short enough not to hold up a shutdown
+GATEWAYS_TELL_S = 2.0  # one that does not poll within this time has died, or has nothing to do with its time
 
 
 class Dispatcher:
@@ -50,7 +53,7 @@ class Dispatcher:
         self._jobs = Jobs(settings, RemoteBackend(text_encoder, denoiser), store, open_assets(settings))
         await self._jobs.open()
         await self._jobs.check_way_in(await bound_host())
-        self._webhooks = open_courier(settings, store)
+        self._webhooks = open_courier(settings, store, self._jobs.accounting.webhook)
         self._webhooks.open()
         self._outboxes = Outboxes(self._jobs)
         self._announced = 0
@@ -71,10 +74,20 @@ class Dispatcher:
         await self._outboxes.watch(job_id, gateway_id, ticket)
 
     async def poll(
-        self, gateway_id: str, epoch: str, acknowledged: int, left: dict[str, int]
+        self, gateway_id: str, epoch: str, acknowledged: int, left: dict[str, int], tally: Tally | None
     ) -> tuple[str, int, list[Event], int]:
         """A long poll, see Outboxes. Last, how often hot files were announced: at another number a Gateway looks."""
+        self._jobs.counted(gateway_id, tally)
         return *await self._outboxes.poll(gateway_id, epoch, acknowledged, left, POLL_S), self._announced
+
+    async def statistics(self) -> Statistics:
+        return await self._jobs.statistics()
+
+    async def metrics(self, gateway_id: str, tally: Tally | None) -> str:
+        """With what this Gateway has counted until now, and all others."""
+        self._jobs.counted(gateway_id, tally)
+        await self._outboxes.polled_again(without=gateway_id, timeout=GATEWAYS_TELL_S)
+        return await self._jobs.metrics()
 
     async def announce_config(self) -> None:
         self._announced += 1
@@ -145,8 +158,9 @@ class Dispatcher:
 
     # --- from GPU replicas
 
-    async def heartbeat(self, state: ReplicaState) -> None:
+    async def heartbeat(self, state: ReplicaState, tally: Tally | None = None) -> None:
         self._jobs.heartbeat(state)
+        self._jobs.counted(state.replica_id, tally)
 
     async def report(self, reports: list[TaskReport]) -> None:
         self._jobs.report(reports)

@@ -53,6 +53,7 @@ class Gateway:
             hot=self._hot,
             echo_request_id=False,
             exposed=self._exposed,
+            recorder=self._service.recorder,
         )
 
     async def reconfigure(self, user_config: dict[str, object]) -> None:

@@ -9,7 +9,10 @@ import ray
 from serve.errors import ConfigError
 from serve.settings import Settings
 
-HINT = "set database to a PostgreSQL URL, and shared_data: true if every node sees the same data folder"
+HINT = (
+    "set database to a PostgreSQL URL, and shared_data: true if every node sees the same data folder,"
+    " or else assets to S3 and secret_key"
+)
 
 
 def home(settings: Settings) -> str | None:
@@ -25,8 +28,11 @@ def home(settings: Settings) -> str | None:
 def bound(settings: Settings) -> list[str]:
     """What would be lost on another node."""
     jobs = [] if settings.database else ["jobs are in SQLite, which works on one only"]
-    pictures = [] if settings.shared_data else ["pictures are in a folder of one"]
-    return jobs + pictures
+    kept = settings.shared_data or settings.assets.store == "s3"
+    pictures = [] if kept else ["pictures are in a folder of one"]
+    signed = settings.shared_data or settings.secret_key is not None
+    secret = [] if signed else ["the secret that signs links is made in a folder of one"]
+    return jobs + pictures + secret
 
 
 def stay(node: str | None) -> None:

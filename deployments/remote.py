@@ -39,10 +39,13 @@ from serve.messages import (
     ServiceStats,
     ServiceStatus,
     Submission,
+    Tally,
     Task,
     TaskReport,
     Terminal,
 )
+from serve.metrics.statistics import Statistics
+from serve.metrics.tally import Recorder
 from serve.quota import Usage
 
 log = structlog.get_logger()
@@ -118,8 +121,8 @@ class RemoteDispatcher:
 
     handle: DeploymentHandle
 
-    async def heartbeat(self, state: ReplicaState) -> None:
-        await _outcome(self.handle.heartbeat.remote(state))
+    async def heartbeat(self, state: ReplicaState, tally: Tally | None) -> None:
+        await _outcome(self.handle.heartbeat.remote(state, tally))
 
     async def report(self, reports: list[TaskReport]) -> None:
         await _outcome(self.handle.report.remote(reports))
@@ -152,6 +155,7 @@ class RemoteService:
     """ImageService over one link: a single long poll brings the events of all jobs that this Gateway watches."""
 
     def __init__(self, dispatcher: DeploymentHandle, gateway_id: str) -> None:
+        self.recorder = Recorder()
         self._dispatcher = by_message(dispatcher)
         self._gateway_id = gateway_id
         self._mailboxes: dict[str, _Mailbox] = {}
@@ -266,6 +270,15 @@ class RemoteService:
     async def hold(self, paused: bool) -> None:
         await self._call(lambda: self._dispatcher.hold.remote(paused))
 
+    async def statistics(self) -> Statistics:
+        statistics: Statistics = await self._call(self._dispatcher.statistics.remote)
+        return statistics
+
+    async def metrics(self) -> str:
+        tally = self.recorder.drain()
+        text: str = await self._call(lambda: self._dispatcher.metrics.remote(self._gateway_id, tally))
+        return text
+
     async def announce_config(self) -> None:
         """Every Gateway, this one too, looks at its hot files."""
         await self._call(self._dispatcher.announce_config.remote)
@@ -317,12 +330,14 @@ class RemoteService:
     async def _follow(self) -> None:
         acknowledged = 0
         while not self._closed:  # a cancelled call ends as Ray's error, not as a CancelledError
-            left = dict(self._left)
+            left, tally = dict(self._left), self.recorder.next()
+            poll = self._dispatcher.poll.remote(self._gateway_id, self._epoch, acknowledged, left, tally)
             try:
-                answer = await _outcome(self._dispatcher.poll.remote(self._gateway_id, self._epoch, acknowledged, left))
+                answer = await _outcome(poll)
             except (RayError, RayServeException, AioRpcError):
                 await asyncio.sleep(RETRY_EVERY_S)
                 continue
+            self.recorder.arrived(tally)
             epoch, acknowledged, events, announced = answer
             self._left = {job_id: ticket for job_id, ticket in self._left.items() if left.get(job_id) != ticket}
             if (epoch, announced) != (self._epoch, self._announced):

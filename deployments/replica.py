@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -16,6 +17,7 @@ from ray.serve.handle import DeploymentHandle
 from deployments.remote import RemoteDispatcher, by_message, detached
 from serve import logs
 from serve.messages import Phase, ReplicaState, TaskPreview, TaskReport, TaskStepped
+from serve.metrics.tally import Recorder
 from serve.settings import Settings
 
 log = structlog.get_logger()
@@ -36,6 +38,8 @@ class Membership:
     def __init__(self, settings: Settings, state: ReplicaState) -> None:
         logs.configure(settings.log_format)
         self._dispatcher = RemoteDispatcher(dispatcher_handle())
+        self.recorder = Recorder()
+        self._born = time.monotonic()
         self._every_s = settings.timeouts.heartbeat_s
         self._state = state
         self._refresh: Callable[[ReplicaState], ReplicaState] = lambda state: state
@@ -53,7 +57,9 @@ class Membership:
 
     def ready(self, state: ReplicaState, refresh: Callable[[ReplicaState], ReplicaState]) -> None:
         """From now on every heartbeat carries `refresh(state)`."""
-        self._state, self._refresh = replace(state, phase=Phase.READY, fraction=1.0), refresh
+        warmup_s = time.monotonic() - self._born
+        self._state = replace(state, phase=Phase.READY, fraction=1.0, warmup_s=warmup_s)
+        self._refresh = refresh
         self._changed.set()
 
     def report(self, report: TaskReport) -> None:
@@ -90,7 +96,9 @@ class Membership:
         while True:
             self._changed.clear()
             try:
-                await self._dispatcher.heartbeat(self._refresh(self._state))
+                tally = self.recorder.next()
+                await self._dispatcher.heartbeat(self._refresh(self._state), tally)
+                self.recorder.arrived(tally)
             except (RayError, RayServeException, AioRpcError) as error:
                 log.warning("the dispatcher did not take a heartbeat", error=type(error).__name__)
             try:

@@ -31,6 +31,7 @@ class TextEncoder:
         placement = Placement.choose(settings)
         state = ReplicaState(replica_id=replica_id(), role="text_encoder", phase=Phase.LOADING, device=str(placement))
         membership = Membership(settings, state)
+        self._recorder = membership.recorder
         self._device = ThreadPoolExecutor(1, "device")
         self._idle = asyncio.Event()
         self._idle.set()
@@ -53,6 +54,7 @@ class TextEncoder:
     @serve.batch(max_batch_size=8, batch_wait_timeout_s=0.0)  # type: ignore[untyped-decorator]
     async def _encode(self, prompts: list[str]) -> list[Embedding]:
         self._idle.clear()
+        self._recorder.observe("zimage_batch_size", len(prompts), "encode")
         try:
             return await self._on_device(self._encoder.encode, prompts)
         finally:

@@ -67,6 +67,14 @@ class PresetUse:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """One request that is several jobs: all of them name it, and how many they are."""
+
+    id: str
+    jobs: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Submission:
     """A request on its way into the queue. `job_id` is a ULID minted by the caller: submitting it twice is one job.
 
@@ -90,6 +98,7 @@ class Submission:
     webhook_url: str | None = None
     quota: Quota | None = None
     preset: PresetUse | None = None
+    batch: Batch | None = None
 
     @property
     def own_prompt(self) -> str:
@@ -271,11 +280,25 @@ class Task:
         return self.request.seed + self.image
 
 
+Series = tuple[str, tuple[str, ...]]  # a metric's name, and the values of its labels in the order of the catalog
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """What was counted since the tally before. `number` grows by one each: who takes one twice knows it."""
+
+    number: int
+    counts: dict[Series, float] = field(default_factory=dict)
+    observed: dict[Series, list[float]] = field(default_factory=dict)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Generated:
     """A replica's one answer to a task: when its first step began (Unix seconds), and seconds spent on it.
 
-    A batch counts for each of its members.
+    A batch counts for each of its members, but its one execution is shared among them: `executions` is this one's part.
+    `encodings` is that of the text encoder's, 0 where it remembered the prompts.
+    `tally` is what the replica has counted since its last one.
     """
 
     image: StoredImage
@@ -283,6 +306,10 @@ class Generated:
     encode_s: float
     denoise_s: float
     decode_s: float
+    file_s: float = 0.0
+    executions: float = 0.0
+    encodings: float = 0.0
+    tally: Tally | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -315,11 +342,25 @@ class Phase(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GpuState:
+    """A device as its driver sees it, all processes on it together; None where the driver does not say (MIG).
+
+    `utilization` is the share of time in which a kernel ran, 0 to 1.
+    """
+
+    uuid: str
+    utilization: float | None
+    power_w: float | None
+    memory_used: int
+    memory_total: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaState:
     """A GPU replica as it registers with the Dispatcher and repeats in every heartbeat.
 
     Denoisers with the same `engine` draw the same pictures: it names weights, code, device and precision. Empty is
-    unknown, and nothing is cached then.
+    unknown, and nothing is cached then. `warmup_s` is the time from the start of its process to ready.
 
     VRAM in bytes: `used` by tensors, `reserved` by the process, `total` that it may use; None on a CPU. `max_px` is the
     side of the largest square that fits into it, with guidance `max_guided_px`; None where memory is no limit.
@@ -336,6 +377,8 @@ class ReplicaState:
     vram_used: int | None = None
     vram_reserved: int | None = None
     vram_total: int | None = None
+    gpu: GpuState | None = None
+    warmup_s: float | None = None
     max_px: int | None = None
     max_guided_px: int | None = None
 

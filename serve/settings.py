@@ -158,7 +158,7 @@ class Settings(_Section):
     jobs_ttl_s: int = Field(30 * 24 * 3600, ge=1, description="ended jobs are forgotten after this long")
     log_format: Literal["console", "json"] = "console"
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp8"] = "auto"
     vram_limit: ByteSize | None = Field(None, ge=1 << 20, description="of the GPU's memory, for one Denoiser: '24GB'")
     threads: int = Field(1, ge=1, le=256, description="CPU threads of one GPU replica's tensor work")
     default_size_px: Pixels | None = Field(None, description="side of a picture when none is asked for")

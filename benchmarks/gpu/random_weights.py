@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImageTransformer2DModel
 from torch import nn
 from transformers import Qwen3Config, Qwen3Model
+from transformers.models.qwen3.modeling_qwen3 import Qwen3RotaryEmbedding
 
 from serve.settings import EMBEDDED_FOLDER
 
@@ -42,6 +44,12 @@ VAE: dict[str, Any] = {
     "use_post_quant_conv": False,
 }
 
+MODELS: dict[str, Callable[[], Any]] = {
+    "transformer": ZImageTransformer2DModel,
+    "text_encoder": lambda: Qwen3Model(TEXT_ENCODER),
+    "vae": lambda: AutoencoderKL(**VAE),
+}
+
 
 def write(folder: Path) -> None:
     """A complete folder in ZImagePipeline layout; the tokenizer is the embedded model's, whose ids all are known."""
@@ -50,16 +58,21 @@ def write(folder: Path) -> None:
         source = EMBEDDED_FOLDER / name
         (shutil.copytree if source.is_dir() else shutil.copy)(source, folder / name)
     FlowMatchEulerDiscreteScheduler(shift=3.0).save_pretrained(folder / "scheduler")
-    for name, make in (
-        ("transformer", ZImageTransformer2DModel),
-        ("text_encoder", lambda: Qwen3Model(TEXT_ENCODER)),
-        ("vae", lambda: AutoencoderKL(**VAE)),
-    ):
-        with torch.device("meta"):
-            model = make()
-        randomize(model.to(torch.bfloat16).to_empty(device="cuda")).save_pretrained(folder / name)
+    for name in MODELS:
+        model = build(name)
+        model.save_pretrained(folder / name)
         print(f"{name}: {sum(p.numel() for p in model.parameters()) / 1e9:.2f} B parameters", flush=True)
         del model
+
+
+def build(name: str) -> Any:
+    """One of MODELS on the GPU in bf16."""
+    with torch.device("meta"):
+        model = MODELS[name]()
+    model = randomize(model.to(torch.bfloat16).to_empty(device="cuda")).eval()
+    if name == "text_encoder":  # its one buffer is computed, not loaded
+        model.rotary_emb = Qwen3RotaryEmbedding(TEXT_ENCODER).to("cuda")
+    return model
 
 
 @torch.no_grad()

@@ -30,12 +30,14 @@ from serve.api.docs import DocumentedApp
 from serve.api.envelope import Envelope
 from serve.api.gate import Gate
 from serve.api.kserve import routes as kserve
+from serve.api.measured import Measured
 from serve.api.slow_body import BodyDeadline
 from serve.assets.links import open_links
 from serve.assets.store import AssetStore
 from serve.assets.thumbnails import Thumbnails
 from serve.hot import Hot, HotFiles
 from serve.jobs.service import ImageService
+from serve.metrics.tally import Recorder
 from serve.presets.catalog import Catalog
 from serve.presets.hot import no_presets
 from serve.secret import derived, secret_of
@@ -55,10 +57,12 @@ def create_app(
     hot: HotFiles | None = None,
     echo_request_id: bool = True,
     exposed: bool = False,
+    recorder: Recorder | None = None,
 ) -> FastAPI:
     """`presets` is one of the files of `hot`; without them there are none. `exposed` where other machines can reach us.
 
-    `echo_request_id=False` behind Ray Serve, which puts the request's X-Request-ID on the answer itself.
+    `echo_request_id=False` behind Ray Serve, which puts the request's X-Request-ID on the answer itself. `recorder`
+    counts the answers of this process.
     """
     access = _authenticator(service, settings, exposed)
     presets = presets or no_presets()
@@ -105,6 +109,7 @@ def create_app(
         exposed=exposed and settings.access.mode != "open",
     )
     app.add_middleware(Envelope, echo=echo_request_id)
+    app.add_middleware(Measured, recorder=recorder or Recorder())
     return app
 
 

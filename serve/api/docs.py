@@ -143,6 +143,10 @@ RELOAD: dict[str, Any] = {
     "summary": "Look at the hot files now, on every Gateway",
     "responses": _errors(400, 401, 403, 500, 503),
 }
+METRICS: dict[str, Any] = {
+    "summary": "Prometheus: the whole service, the same from every Gateway",
+    "responses": _errors(401, 403, 500, 503),
+}
 STATS: dict[str, Any] = {"summary": "Figures for people and status bars", "responses": _errors(401, 403, 500, 503)}
 ALL_JOBS: dict[str, Any] = {
     "summary": "Everybody's jobs that have not ended, in serving order",

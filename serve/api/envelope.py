@@ -77,5 +77,7 @@ def _request_id(sent: str | None) -> str:
 
 def _as_get(scope: Scope) -> Scope:
     """Range has no meaning for HEAD (RFC 9110, 14.2); a stream is told, lest it runs for nobody."""
-    headers = [(name, value) for name, value in scope["headers"] if name != b"range"]
-    return {**scope, "method": "GET", "headers": headers, "state": scope["state"] | {"bodyless": True}}
+    scope["method"] = "GET"
+    scope["headers"] = [(name, value) for name, value in scope["headers"] if name != b"range"]
+    scope["state"]["bodyless"] = True
+    return scope

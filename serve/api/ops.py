@@ -6,10 +6,10 @@ import math
 from typing import Any
 
 from fastapi import APIRouter
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
 
 from serve.api.deps import TheDoor
-from serve.api.docs import STATS
+from serve.api.docs import METRICS, STATS
 from serve.api.stats_json import stats_json
 from serve.messages import ServiceStatus
 
@@ -26,6 +26,11 @@ async def readyz(door: TheDoor) -> JSONResponse:
     status = await door.service.status()
     headers = {} if status.ready else {"Retry-After": str(max(math.ceil(status.eta_seconds or 0), 1))}
     return JSONResponse(_shown(status), 200 if status.ready else 503, headers)
+
+
+@router.get("/metrics", response_class=PlainTextResponse, **METRICS)
+async def metrics(door: TheDoor) -> PlainTextResponse:
+    return PlainTextResponse(await door.service.metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 @router.get("/v1/stats", **STATS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import APIRouter
@@ -27,7 +28,7 @@ async def webhook_secret(door: TheDoor) -> dict[str, Any]:
     return {"object": "webhook.secret", "secret": newest, "previous_secret": previous[0] if previous else None}
 
 
-def open_courier(settings: Settings, store: JobStore) -> Courier:
+def open_courier(settings: Settings, store: JobStore, count: Callable[[str], None]) -> Courier:
     """Over a store that is open; it begins with `Courier.open`."""
     links, base = open_links(settings), settings.public_url or ""
     return Courier(
@@ -36,6 +37,7 @@ def open_courier(settings: Settings, store: JobStore) -> Courier:
         open_keys(settings),
         Sender(settings.webhooks),
         lambda view: event(links, base, view),
+        count,
     )
 
 

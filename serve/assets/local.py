@@ -27,7 +27,7 @@ from serve.assets.store import (
     no_asset,
 )
 from serve.errors import AssetCorrupted, StoreFull, StoreUnavailable
-from serve.messages import ImageFormat
+from serve.messages import ImageFormat, Series
 
 MIN_FREE_BYTES = 64 << 20
 DRAFT_S = 3600.0  # no write takes so long: its writer has died
@@ -56,6 +56,9 @@ class LocalAssets:
 
     async def check_room(self) -> None:
         await asyncio.to_thread(self._check_room)
+
+    async def measure(self) -> dict[Series, float]:
+        return {("zimage_store_free_bytes", ()): (await asyncio.to_thread(shutil.disk_usage, self._images)).free}
 
     async def write(self, asset_id: str, data: bytes, format: ImageFormat, metadata: dict[str, Any]) -> AssetInfo:
         return await asyncio.to_thread(self._write, asset_id, data, format, metadata)

@@ -27,7 +27,7 @@ from serve.assets.store import (
     no_asset,
 )
 from serve.errors import StoreUnavailable
-from serve.messages import ImageFormat
+from serve.messages import ImageFormat, Series
 
 log = structlog.get_logger()
 KEYS_AT_ONCE = 1000  # S3 lists, and deletes, so many in one call
@@ -45,6 +45,9 @@ class ObjectAssets:
 
     async def check_room(self) -> None:
         return
+
+    async def measure(self) -> dict[Series, float]:
+        return {}
 
     async def write(self, asset_id: str, data: bytes, format: ImageFormat, metadata: dict[str, Any]) -> AssetInfo:
         checked(ASSET_ID, asset_id)

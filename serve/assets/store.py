@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import structlog
 
 from serve.errors import AssetCorrupted, NotFound
-from serve.messages import ImageFormat
+from serve.messages import ImageFormat, Series
 
 log = structlog.get_logger()
 
@@ -95,6 +95,9 @@ class AssetStore(Protocol):
 
     async def check_room(self) -> None:
         """Raises StoreFull when a picture would not be taken."""
+
+    async def measure(self) -> dict[Series, float]:
+        """Gauges of the store; what it cannot know has no sample."""
 
     async def write(self, asset_id: str, data: bytes, format: ImageFormat, metadata: dict[str, Any]) -> AssetInfo:
         """Whole or not at all, and for good: it survives a power cut. An id written again is replaced.

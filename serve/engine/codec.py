@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import zlib
 from io import BytesIO
 
+import numpy as np
 from PIL import Image
 from PIL.ExifTags import IFD, Base
 from PIL.PngImagePlugin import PngInfo
@@ -25,7 +27,8 @@ def encode(pixels: Pixels, format: ImageFormat, compression: int | None = None, 
     image = Image.fromarray(pixels)
     quality = DEFAULT_QUALITY if compression is None else compression
     if format == "png":
-        image.save(buffer, "PNG", compress_level=1, pnginfo=_png_text(parameters))
+        text = _png_text(parameters)
+        image.save(buffer, "PNG", compress_level=1, compress_type=zlib.Z_RLE, pnginfo=text)  # smaller than level 1, too
     elif format == "jpeg":
         image.save(buffer, "JPEG", quality=quality, exif=_exif(parameters))
     else:
@@ -56,6 +59,4 @@ def _exif(parameters: str | None) -> bytes:
 def encode_preview(pixels: Pixels, request: ImageRequest) -> bytes:
     """A preview [h, w, 3], enlarged to the size of the picture that it announces."""
     full = Image.fromarray(pixels).resize((request.width, request.height), Image.Resampling.BICUBIC)
-    buffer = BytesIO()
-    full.save(buffer, request.output_format.upper())
-    return buffer.getvalue()
+    return encode(np.asarray(full), request.output_format)

@@ -22,6 +22,7 @@ from serve.engine.turns import Turn, Turns
 from serve.engine.zimage import pad_length
 from serve.errors import DeadlineExceeded, DeviceLost, OutOfMemory, ZImageError
 from serve.messages import Phase, ReplicaState
+from serve.metrics.tally import Recorder
 from serve.step_times import StepTimes
 
 log = structlog.get_logger()
@@ -66,6 +67,8 @@ class Engine:
     memory: Memory = field(default_factory=Memory)
     split_s: float = 0.0
     decode_batch: int = 4
+    recorder: Recorder = field(default_factory=Recorder)
+    model: str = ""
     clock: Callable[[], float] = time.monotonic
     lost: bool = False
     _turns: Turns = field(init=False)
@@ -242,12 +245,14 @@ class Engine:
     def _finish(self, step: _Step, moves: list[Tensor]) -> None:
         shape = step.flights[0].entry.shape
         self.times.observe_step(shape.tokens, shape.rows * len(step.flights), step.seconds)
+        self.recorder.observe("zimage_step_duration_seconds", step.seconds, self.model)
+        self.recorder.observe("zimage_batch_size", len(step.flights), "step")
         arrived = list[Flight]()
         for flight, velocity in zip(step.flights, moves, strict=True):
             if flight.entry.id not in self._flights:
                 continue  # it left between two parts
             try:
-                self._move(flight, velocity, step.seconds)
+                self._move(flight, velocity, step)
             except Exception as error:
                 self._recover([flight], error, self._step_again)
                 continue
@@ -255,8 +260,8 @@ class Engine:
                 arrived.append(flight)
         self._landing += [arrived[at : at + self.decode_batch] for at in range(0, len(arrived), self.decode_batch)]
 
-    def _move(self, flight: Flight, velocity: Tensor, seconds: float) -> None:
-        expected = flight.move(velocity, seconds)
+    def _move(self, flight: Flight, velocity: Tensor, step: _Step) -> None:
+        expected = flight.move(velocity, step.seconds, len(step.flights))
         preview = None
         if not flight.arrived and flight.step in flight.generation.preview_steps:
             preview = self.decoder.preview(flight.picture(expected))
@@ -291,9 +296,10 @@ class Engine:
             return
         seconds = self.clock() - started
         self.times.observe_decode(flights[0].entry.shape.pixels, seconds / len(flights))
+        self.recorder.observe("zimage_batch_size", len(flights), "decode")
         for flight, pixels in zip(flights, pictures, strict=True):
             del self._flights[flight.entry.id]
-            flight.outcome.result(Drawn(pixels, flight.started_at, flight.denoise_s, seconds))
+            flight.outcome.result(Drawn(pixels, flight.started_at, flight.denoise_s, seconds, flight.executions))
 
     def _synchronize(self) -> None:
         if self.transformer.device.type == "cuda":

@@ -37,12 +37,16 @@ class Generation:
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """RGB [H, W, 3]; when the first step began (Unix seconds); seconds of the work it took part in."""
+    """RGB [H, W, 3]; when the first step began (Unix seconds); seconds of the work it took part in.
+
+    `executions` is its part of them: of a step that three shared a third, of all steps together one where it was alone.
+    """
 
     pixels: Pixels
     started_at: float
     denoise_s: float
     decode_s: float
+    executions: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +82,7 @@ class Flight:
     retried: int = -1
     started_at: float = 0.0
     denoise_s: float = 0.0
+    executions: float = 0.0
 
     @property
     def arrived(self) -> bool:
@@ -87,12 +92,13 @@ class Flight:
         g = self.generation
         return [Row(self.latents, caption, self.schedule, self.step, g.height, g.width) for caption in self.captions]
 
-    def move(self, velocity: Tensor, seconds: float) -> Tensor:
-        """Takes the step along `velocity` [N, 4 * C]; returns what it lets expect of the picture."""
+    def move(self, velocity: Tensor, seconds: float, members: int) -> Tensor:
+        """Takes the step along `velocity` [N, 4 * C], one of so many; returns what it lets expect of the picture."""
         sigma, following = self.schedule.sigmas[self.step], self.schedule.sigmas[self.step + 1]
         self.latents = self.latents + (following - sigma) * velocity
         self.step += 1
         self.denoise_s += seconds
+        self.executions += 1 / (members * self.generation.steps)
         self.entry.steps_left -= 1
         return self.latents - following * velocity
 

@@ -41,13 +41,18 @@ class Generator:
 
         drawn = await self.engine.draw(self._generation(task, embedding, negative), on_step)
         await previews.finish()
+        began = time.perf_counter()
         image = await self._store(task, drawn.pixels)
         return Generated(
             image=image,
             started_at=drawn.started_at,
             encode_s=embedding.seconds,
+            encodings=embedding.executions + (negative.executions if negative else 0.0),
             denoise_s=drawn.denoise_s,
             decode_s=drawn.decode_s,
+            file_s=time.perf_counter() - began,
+            executions=drawn.executions,
+            tally=self.engine.recorder.drain(),
         )
 
     def _generation(self, task: Task, embedding: Embedding, negative: Embedding | None) -> Generation:

@@ -41,8 +41,11 @@ class Meter(Protocol):
 
 
 class CudaMeter:
-    def __init__(self, device: torch.device, limit: int | None) -> None:
+    """`forget` lets go of what is recorded for speed."""
+
+    def __init__(self, device: torch.device, limit: int | None, forget: Callable[[], None] = lambda: None) -> None:
         self._device = device
+        self._forget = forget
         total = torch.cuda.get_device_properties(device).total_memory
         self._total = total if limit is None else min(limit, total)
         if self._total < total:
@@ -60,6 +63,7 @@ class CudaMeter:
         return torch.cuda.max_memory_allocated(self._device) - before
 
     def free(self) -> None:
+        self._forget()
         torch.cuda.empty_cache()
 
     def alive(self) -> bool:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImageTransformer2DModel
@@ -13,7 +15,10 @@ from transformers import AutoModel
 from serve.engine.decode import Decoder
 from serve.engine.embeddings import RememberingEncoder
 from serve.engine.engine import Engine
+from serve.engine.graphs import Graphs
 from serve.engine.memory import CudaMeter, Memory
+from serve.engine.ops import Arithmetic, Fp8Linear, Linear, Ops, PlainOps
+from serve.engine.qwen3 import Qwen3
 from serve.engine.schedule import POLICIES
 from serve.engine.text import TextEncoder
 from serve.engine.warmup import warm_up
@@ -23,6 +28,10 @@ from serve.presets.catalog import warm_up_shapes
 from serve.settings import Settings
 from serve.tokens import PromptTokens
 
+GRAPH_BYTES = 2 << 30  # of inputs and results of recorded steps: a hundred shapes
+TEXT_MULTIPLE = 32  # prompts' lengths on a GPU
+FP8_CAPABILITY = (8, 9)
+
 
 @dataclass(frozen=True, slots=True)
 class Placement:
@@ -30,6 +39,12 @@ class Placement:
 
     device: torch.device
     dtype: torch.dtype
+    fp8: bool = False
+
+    @property
+    def fused(self) -> bool:
+        """The Triton kernels are for bf16 on CUDA."""
+        return self.device.type == "cuda" and self.dtype == torch.bfloat16 and find_spec("triton") is not None
 
     @classmethod
     def choose(cls, settings: Settings) -> Placement:
@@ -40,6 +55,13 @@ class Placement:
                 hint="give the deployment num_gpus, install a CUDA build of torch, or set device: cpu",
             )
         device = torch.device("cuda" if cuda and settings.device != "cpu" else "cpu")
+        if settings.precision == "fp8":
+            if device.type != "cuda" or torch.cuda.get_device_capability() < FP8_CAPABILITY:
+                raise ConfigError(
+                    "precision: fp8 needs a CUDA device of compute capability 8.9 or later (Ada, Hopper, Blackwell)",
+                    hint="set precision: auto",
+                )
+            return cls(device, torch.bfloat16, fp8=True)
         if settings.precision == "auto":
             bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
             return cls(device, torch.bfloat16 if bf16 else torch.float32)
@@ -47,13 +69,23 @@ class Placement:
 
     def __str__(self) -> str:
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
-        return f"{name} {str(self.dtype).removeprefix('torch.')}"
+        return f"{name} {'fp8' if self.fp8 else str(self.dtype).removeprefix('torch.')}"
 
 
 def open_text_encoder(settings: Settings, folder: Path, placement: Placement) -> RememberingEncoder:
     torch.set_num_threads(settings.threads)
     model = AutoModel.from_pretrained(folder / "text_encoder", dtype=placement.dtype).to(placement.device).eval()
-    return RememberingEncoder(TextEncoder(model, PromptTokens(folder / "tokenizer")), settings.cache.embedding_bytes)
+    model = getattr(model, "model", model)
+    if model.config.model_type != "qwen3":
+        raise ConfigError(
+            f"{folder}: the text encoder is a {model.config.model_type}, and only qwen3 is known",
+            hint="use a model in the layout of diffusers' ZImagePipeline",
+        )
+    with torch.inference_mode():
+        forward = Qwen3(model, fastest_ops(placement), graphs_on(placement.device))
+    multiple = TEXT_MULTIPLE if placement.device.type == "cuda" else 1
+    encoder = TextEncoder(forward, PromptTokens(folder / "tokenizer"), placement.device, multiple)
+    return RememberingEncoder(encoder, settings.cache.embedding_bytes)
 
 
 def open_engine(
@@ -62,9 +94,11 @@ def open_engine(
     """Loads, warms up and starts; `report` gets the fraction of the warm-up that is done."""
     torch.set_num_threads(settings.threads)
     limit = settings.vram_limit
-    meter = CudaMeter(placement.device, limit) if placement.device.type == "cuda" else None
+    graphs = graphs_on(placement.device)
+    forget = (lambda: None) if graphs is None else graphs.forget
+    meter = CudaMeter(placement.device, limit, forget) if placement.device.type == "cuda" else None
     try:
-        transformer, decoder = load_transformer(folder, placement), load_decoder(folder, placement)
+        transformer, decoder = load_transformer(folder, placement, graphs), load_decoder(folder, placement, graphs)
         memory = Memory(meter)
     except torch.OutOfMemoryError as error:
         raise ConfigError(
@@ -93,20 +127,52 @@ def start(
         memory,
         split_s=scheduler.split_step_ms / 1e3,
         decode_batch=scheduler.decode_batch,
+        model=settings.served_model_name,
     )
     engine.start()
     return engine
 
 
-def load_transformer(folder: Path, placement: Placement) -> ZImageTransformer:
+def load_transformer(folder: Path, placement: Placement, graphs: Graphs | None = None) -> ZImageTransformer:
     model = ZImageTransformer2DModel.from_pretrained(folder / "transformer", dtype=placement.dtype)
     scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler")
-    with torch.inference_mode():
-        return ZImageTransformer(model.to(placement.device).eval(), scheduler)
+    return take_over(model.to(placement.device).eval(), scheduler, placement, graphs)
 
 
-def load_decoder(folder: Path, placement: Placement) -> Decoder:
+@torch.inference_mode()
+def take_over(model: Any, scheduler: Any, placement: Placement, graphs: Graphs | None = None) -> ZImageTransformer:
+    """A loaded diffusers transformer, with the fastest arithmetic of its device."""
+    plain = Arithmetic(fastest_ops(placement, model.config.dim // model.config.n_heads), Linear)
+    layers = plain
+    if placement.fp8:
+        layers = Arithmetic(fastest_ops(placement, quantize=True), Fp8Linear)
+    return ZImageTransformer(model, scheduler, layers, plain, graphs)
+
+
+def load_decoder(folder: Path, placement: Placement, graphs: Graphs | None = None) -> Decoder:
     vae = AutoencoderKL.from_pretrained(folder / "vae", dtype=placement.dtype).to(placement.device).eval()
-    if placement.device.type == "cpu":  # faster there; slower on a GPU as long as it is not compiled
+    return decoder_of(vae, placement, graphs)
+
+
+def decoder_of(vae: Any, placement: Placement, graphs: Graphs | None = None) -> Decoder:
+    """A loaded diffusers VAE, with the fastest arithmetic of its device."""
+    if placement.fused:
+        from serve.engine.vae import FusedVaeDecoder  # noqa: PLC0415  # Triton comes with CUDA builds of torch
+
+        if FusedVaeDecoder.supports(vae):
+            return Decoder(vae, FusedVaeDecoder(vae.decoder), graphs)
+    if placement.device.type == "cpu":  # faster there; slower on a GPU without the fused kernels
         vae = vae.to(memory_format=torch.channels_last)
-    return Decoder(vae)
+    return Decoder(vae, graphs=graphs)
+
+
+def graphs_on(device: torch.device) -> Graphs | None:
+    return Graphs(device, GRAPH_BYTES) if device.type == "cuda" else None
+
+
+def fastest_ops(placement: Placement, head_dim: int = 128, *, quantize: bool = False) -> Ops:
+    if not placement.fused or head_dim & (head_dim - 1):
+        return PlainOps()
+    from serve.engine.kernels import FusedOps  # noqa: PLC0415  # Triton comes with CUDA builds of torch
+
+    return FusedOps(quantize)

@@ -15,7 +15,7 @@ from serve.errors import ConfigError
 from serve.step_times import StepTimes
 
 BATCHED_UP_TO_PX = 512  # above it a single picture fills the device
-ROUNDS = 1  # after the one in which memory is measured, which also loads what is loaded lazily
+ROUNDS = 3  # after the one in which memory is measured; on a GPU the next records kernels, and then all is fast
 CAPTION_TOKENS = 32
 
 

@@ -7,51 +7,39 @@ shape, so attention never needs a mask, and a row's result does not depend on th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
+from itertools import pairwise
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
+
+from serve.engine.graphs import Graphs, Stage, run_stages
+from serve.engine.ops import PLAIN, Activation, Arithmetic, Norm, Ops
 
 SEQUENCE_MULTIPLE = 32  # captions and images are padded to this with learned tokens that attend and are attended
 PATCH = 2
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """diffusers' RMSNorm, roundings included: normalised in fp32, cast to the weight's dtype, then scaled."""
-    if x.dtype == torch.float32 and weight.dtype == torch.float32:
-        return F.rms_norm(x, (x.shape[-1],), weight, eps)
-    variance = x.to(torch.float32).pow(2).mean(-1, keepdim=True)
-    return (x * torch.rsqrt(variance + eps)).to(weight.dtype) * weight
-
-
-def rotate(x: Tensor, rope: Tensor) -> Tensor:
-    """Rotary embedding in real arithmetic. x [B, S, heads, head_dim]; rope [S, 1, head_dim/2, 2] (cos, sin)."""
-    even, odd = x.float().view(*x.shape[:-1], -1, 2).unbind(-1)
-    cos, sin = rope.unbind(-1)
-    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1).flatten(-2).type_as(x)
-
-
 class Block:
     """One transformer block with QKV and w1‖w3 fused. Takes over the weights of a diffusers ZImageTransformerBlock."""
 
-    def __init__(self, block: Any) -> None:
+    def __init__(self, block: Any, arithmetic: Arithmetic) -> None:
         attention, feed_forward = block.attention, block.feed_forward
-        self.heads: int = attention.heads
-        self.qkv = torch.cat([attention.to_q.weight, attention.to_k.weight, attention.to_v.weight])
+        self._ops, linear = arithmetic.ops, arithmetic.linear
+        self._heads: int = attention.heads
+        self._qkv = linear(torch.cat([attention.to_q.weight, attention.to_k.weight, attention.to_v.weight]))
         del attention.to_q, attention.to_k, attention.to_v  # never two copies of more than one block
-        self.out: Tensor = attention.to_out[0].weight
-        self.norm_q, self.norm_k = attention.norm_q, attention.norm_k
-        self.w13 = torch.cat([feed_forward.w1.weight, feed_forward.w3.weight])
+        self._out = linear(attention.to_out[0].weight)
+        self._norms = (Norm.of(attention.norm_q), Norm.of(attention.norm_k)) if attention.norm_q is not None else None
+        self._w13 = linear(torch.cat([feed_forward.w1.weight, feed_forward.w3.weight]))
         del feed_forward.w1, feed_forward.w3
-        self.w2: Tensor = feed_forward.w2.weight
-        self.norms = [
-            (norm.weight, norm.eps)
-            for norm in (block.attention_norm1, block.attention_norm2, block.ffn_norm1, block.ffn_norm2)
-        ]
+        self._w2 = linear(feed_forward.w2.weight)
+        del attention.to_out, feed_forward.w2
+        self.before_attention, self.after_attention = Norm.of(block.attention_norm1), Norm.of(block.attention_norm2)
+        self.before_feed_forward, self.after_feed_forward = Norm.of(block.ffn_norm1), Norm.of(block.ffn_norm2)
         self.modulation: nn.Module | None = block.adaLN_modulation if block.modulation else None
 
     def modulate(self, time_embedding: Tensor) -> Tensor:
@@ -60,42 +48,56 @@ class Block:
         scale_a, gate_a, scale_f, gate_f = self.modulation(time_embedding)[0].chunk(4)
         return torch.stack((1.0 + scale_a, gate_a.tanh(), 1.0 + scale_f, gate_f.tanh()))
 
+    def attend(self, x: Activation, rope: Tensor) -> Tensor:
+        """x, normed and scaled, [B, S, D]; rope [S, head_dim/2, 2]."""
+        qkv = self._qkv(x)
+        query, key, value = qkv.view(*qkv.shape[:2], 3, self._heads, -1).unbind(2)
+        query, key = self._ops.norm_rotate(query, key, self._norms, rope)
+        return self._out(self._ops.attend(query, key, value))
+
+    def feed_forward(self, x: Activation) -> Tensor:
+        return self._w2(self._ops.silu_mul(self._w13(x)))
+
+
+UNMODULATED = (None, None, None, None)
+
+
+class Stack:
+    """Blocks in sequence. What lies between two matrix products is one operation, also across the border of blocks."""
+
+    def __init__(self, blocks: Sequence[Block], ops: Ops) -> None:
+        assert blocks
+        self.blocks, self._ops = blocks, ops
+
     def __call__(self, x: Tensor, rope: Tensor, modulation: Tensor | None) -> Tensor:
-        """x [B, S, D]; rope [S, 1, head_dim/2, 2]; modulation [B, 4, D] or None for the context refiner."""
-        if modulation is None:
-            x = x + self._norm(1, self._attend(self._norm(0, x), rope))
-            return x + self._norm(3, self._feed_forward(self._norm(2, x)))
-        scale_a, gate_a, scale_f, gate_f = modulation.unsqueeze(2).unbind(1)
-        x = x + gate_a * self._norm(1, self._attend(self._norm(0, x) * scale_a, rope))
-        return x + gate_f * self._norm(3, self._feed_forward(self._norm(2, x) * scale_f))
-
-    def _norm(self, which: int, x: Tensor) -> Tensor:
-        weight, eps = self.norms[which]
-        return rms_norm(x, weight, eps)
-
-    def _attend(self, x: Tensor, rope: Tensor) -> Tensor:
-        query, key, value = F.linear(x, self.qkv).view(*x.shape[:2], 3, self.heads, -1).unbind(2)
-        if self.norm_q is not None:
-            query = rms_norm(query, self.norm_q.weight, self.norm_q.eps)
-            key = rms_norm(key, self.norm_k.weight, self.norm_k.eps)
-        query, key = rotate(query, rope), rotate(key, rope)
-        mixed = F.scaled_dot_product_attention(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
-        return F.linear(mixed.transpose(1, 2).flatten(2), self.out)
-
-    def _feed_forward(self, x: Tensor) -> Tensor:
-        gate, value = F.linear(x, self.w13).chunk(2, -1)
-        return F.linear(F.silu(gate) * value, self.w2)
+        """x [B, S, D]; rope [S, head_dim/2, 2]; modulation [B, blocks, 4, D], or None for the context refiner."""
+        tables = (
+            [UNMODULATED] * len(self.blocks)
+            if modulation is None
+            else [block.unbind(1) for block in modulation.unbind(1)]
+        )
+        normed = self._ops.norm(x, self.blocks[0].before_attention, tables[0][0])
+        for depth, (block, (_, gate_a, scale_f, gate_f)) in enumerate(zip(self.blocks, tables, strict=True), 1):
+            mixed = block.attend(normed, rope)
+            x, normed = self._ops.residual_norm(
+                x, mixed, block.after_attention, gate_a, block.before_feed_forward, scale_f
+            )
+            fed = block.feed_forward(normed)
+            if depth < len(self.blocks):
+                x, normed = self._ops.residual_norm(
+                    x, fed, block.after_feed_forward, gate_f, self.blocks[depth].before_attention, tables[depth][0]
+                )
+        return self._ops.residual(x, fed, block.after_feed_forward, gate_f)
 
 
 @dataclass(frozen=True, slots=True)
 class Caption:
     """A prompt as the denoiser needs it, refined once per request.
 
-    tokens [T, D] with T a multiple of 32; rope [T, 1, head_dim/2, 2].
+    tokens [T, D] with T a multiple of 32.
     """
 
     tokens: Tensor
-    rope: Tensor
 
     @property
     def length(self) -> int:
@@ -149,11 +151,23 @@ def unpatchify(tokens: Tensor, height: int, width: int) -> Tensor:
 
 
 class ZImageTransformer:
-    """Takes over the weights of a loaded `ZImageTransformer2DModel`, which must not be used afterwards."""
+    """Takes over the weights of a loaded `ZImageTransformer2DModel`, which must not be used afterwards.
 
-    def __init__(self, model: Any, scheduler: Any) -> None:
+    `layers` is how the blocks of a step compute, `caption` how the refiner of captions does. With `graphs` a shape's
+    step is recorded when it comes again.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        scheduler: Any,
+        layers: Arithmetic = PLAIN,
+        caption: Arithmetic = PLAIN,
+        graphs: Graphs | None = None,
+    ) -> None:
         self.dtype: torch.dtype = model.dtype
         self.device: torch.device = model.device
+        self.graphs = graphs
         self._scheduler_class, self._scheduler_config = type(scheduler), scheduler.config
         self._t_embedder, self._t_scale = model.t_embedder, model.t_scale
         self._x_embedder, self._x_pad = model.all_x_embedder["2-1"], model.x_pad_token
@@ -162,13 +176,15 @@ class ZImageTransformer:
             model.axes_dims, model.axes_lens, theta=model.rope_theta
         )
         self._final = model.all_final_layer["2-1"]
-        self._noise_refiner = [Block(block) for block in model.noise_refiner]
-        self._context_refiner = [Block(block) for block in model.context_refiner]
-        self._layers = [Block(block) for block in model.layers]
+        self._noise_refiner = [Block(block, layers) for block in model.noise_refiner]
+        self._layers = [Block(block, layers) for block in model.layers]
+        self._ops = layers.ops
+        self._refine_caption = Stack([Block(block, caption) for block in model.context_refiner], caption.ops)
         self.channels: int = model.in_channels
         self.embedding_size: int = model.cap_embedder[1].in_features
         self._schedule = lru_cache(maxsize=64)(self._make_schedule)
-        self._image_rope = lru_cache(maxsize=64)(self._make_image_rope)
+        self._caption_rope = lru_cache(maxsize=64)(self._make_caption_rope)
+        self._ropes = lru_cache(maxsize=64)(self._make_ropes)
 
     def noise(self, seed: int, height: int, width: int) -> Tensor:
         """Initial latents [N, 4 * C] fp32, drawn on the CPU: the same picture on every device and batch position."""
@@ -183,11 +199,7 @@ class ZImageTransformer:
         tokens = self._caption_embedder(embeddings.to(self.device, self.dtype))
         if total > length:
             tokens = torch.cat([tokens, self._caption_pad.expand(total - length, -1)])
-        rope = self._rope([(1 + i, 0, 0) for i in range(total)])
-        refined = tokens[None]
-        for block in self._context_refiner:
-            refined = block(refined, rope, None)
-        return Caption(refined[0], rope)
+        return Caption(self._refine_caption(tokens[None], self._caption_rope(total), None)[0])
 
     def schedule(self, steps: int, image_tokens: int) -> Schedule:
         """Sigmas by the model's own scheduler; `image_tokens` matters only where its shift depends on resolution."""
@@ -195,36 +207,54 @@ class ZImageTransformer:
 
     def velocity(self, rows: list[Row]) -> Tensor:
         """One forward over rows of one shape. Returns [B, N, 4 * C] fp32, signed so that x += (σ' - σ) · v."""
-        (velocity,) = self.segments(rows, 1)
+        *_, velocity = self.segments(rows, 1)
         return velocity
 
     @torch.inference_mode()
     def segments(self, rows: list[Row], parts: int) -> Iterator[Tensor]:
-        """The same forward in `parts` of about equal time: yields after each, last of all the velocity.
+        """The same forward in `parts` of about equal time.
 
-        Between two parts any other forward may run, and the rest may be left undone.
+        Yields after each part is launched, not finished; what it yields last is the velocity. Between two parts any
+        other forward may run, and the rest may be left undone.
         """
         first = rows[0]
-        modulation = torch.stack([row.schedule.modulation[row.step] for row in rows], 1)
-        x = self._x_embedder(torch.stack([row.latents for row in rows]).to(self.dtype))
-        tokens = x.shape[1]
-        padding = pad_length(tokens) - tokens
-        if padding:
-            x = torch.cat([x, self._x_pad.expand(len(rows), padding, -1)], 1)
-        image_rope = self._image_rope(first.caption.length, first.height // 16, first.width // 16)
-        for depth, block in enumerate(self._noise_refiner):
-            x = block(x, image_rope, modulation[depth])
-        x = torch.cat([x, torch.stack([row.caption.tokens for row in rows])], 1)
-        rope = torch.cat([image_rope, first.caption.rope])
-        ends = [len(self._layers) * part // parts for part in range(1, parts + 1)]
-        for part, (start, end) in enumerate(zip([0, *ends], ends, strict=False), 1):
-            for depth in range(start, end):
-                x = self._layers[depth](x, rope, modulation[len(self._noise_refiner) + depth])
-            if part < parts:
-                yield x
-        final_scale = torch.stack([row.schedule.final_scale[row.step] for row in rows]).unsqueeze(1)
-        output: Tensor = self._final.linear(self._final.norm_final(x[:, :tokens]) * final_scale)
-        yield -output.float()
+        inputs = [
+            [row.latents for row in rows],
+            [row.caption.tokens for row in rows],
+            [row.schedule.modulation[row.step] for row in rows],
+            [row.schedule.final_scale[row.step] for row in rows],
+        ]
+        stages = self._stages(first.caption.length, first.height // 16, first.width // 16, parts)
+        key = ("step", first.height, first.width, len(rows), first.caption.length, parts)
+        results = run_stages(inputs, stages) if self.graphs is None else self.graphs.run(key, inputs, stages)
+        for index, result in enumerate(results, 1):
+            yield result if index < len(stages) else result.clone()
+
+    def _stages(self, caption_length: int, rows: int, columns: int, parts: int) -> list[Stage]:
+        ropes = self._ropes(caption_length, rows, columns)
+        cuts = [len(self._layers) * part // parts for part in range(parts + 1)]
+        return [partial(self._part, ropes, rows * columns, slice(start, stop)) for start, stop in pairwise(cuts)]
+
+    def _part(
+        self, ropes: tuple[Tensor, Tensor], image_tokens: int, layers: slice, inputs: Sequence[Tensor], x: Tensor | None
+    ) -> Tensor:
+        """Some of the layers, with what precedes the first and what follows the last."""
+        latents, captions, modulation, final_scale = inputs
+        image_rope, rope = ropes
+        refiners = len(self._noise_refiner)
+        if x is None:
+            x = self._x_embedder(latents.to(self.dtype))
+            padding = pad_length(image_tokens) - image_tokens
+            if padding:
+                x = torch.cat([x, self._x_pad.expand(len(x), padding, -1)], 1)
+            x = Stack(self._noise_refiner, self._ops)(x, image_rope, modulation[:, :refiners])
+            x = torch.cat([x, captions], 1)
+        if layers.start < layers.stop:
+            x = Stack(self._layers[layers], self._ops)(x, rope, modulation[:, refiners:][:, layers])
+        if layers.stop < len(self._layers):
+            return x
+        output: Tensor = self._final.linear(self._final.norm_final(x[:, :image_tokens]) * final_scale.unsqueeze(1))
+        return -output.float()
 
     @torch.inference_mode()
     def _make_schedule(self, steps: int, image_tokens: int) -> Schedule:
@@ -247,12 +277,17 @@ class ZImageTransformer:
         slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
         return float(config.base_shift + slope * (image_tokens - config.base_image_seq_len))
 
-    def _make_image_rope(self, caption_length: int, rows: int, columns: int) -> Tensor:
-        """Image positions start behind the padded caption; pad positions are the origin."""
+    def _make_caption_rope(self, length: int) -> Tensor:
+        return self._rope([(1 + i, 0, 0) for i in range(length)])
+
+    def _make_ropes(self, caption_length: int, rows: int, columns: int) -> tuple[Tensor, Tensor]:
+        """Of the image alone and with its caption. Image positions start behind the padded caption; pads are the
+        origin."""
         positions = [(caption_length + 1, row, column) for row in range(rows) for column in range(columns)]
-        return self._rope(positions + [(0, 0, 0)] * (pad_length(len(positions)) - len(positions)))
+        image = self._rope(positions + [(0, 0, 0)] * (pad_length(len(positions)) - len(positions)))
+        return image, torch.cat([image, self._caption_rope(caption_length)])
 
     def _rope(self, positions: list[tuple[int, int, int]]) -> Tensor:
         index = torch.tensor(positions)
         angles = torch.cat([axis[index[:, i]] for i, axis in enumerate(self._frequencies)], -1)
-        return torch.view_as_real(angles).unsqueeze(1).to(self.device)
+        return torch.view_as_real(angles).to(self.device)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from serve.errors import DeadlineInfeasible, NotReady, QueueFull, TooLargeForMemory
 from serve.jobs.estimate import seconds_until_done, solo_seconds
 from serve.jobs.fleet import Fleet
 from serve.jobs.flights import Flights
-from serve.jobs.job import Job
+from serve.jobs.memory import Memory
 from serve.jobs.queue import JobQueue
 from serve.messages import Submission
 from serve.settings import QueueSettings
@@ -23,7 +22,7 @@ class Admission:
     bounds: QueueSettings
     fleet: Fleet
     queue: JobQueue
-    jobs: Mapping[str, Job]
+    jobs: Memory
     flights: Flights
 
     def check(self, submission: Submission, was_ready: bool, *, joins: bool = False) -> None:
@@ -70,7 +69,7 @@ class Admission:
             )
 
     def _ahead_of(self, submission: Submission, own: float) -> list[str]:
-        running = [job.id for job in self.jobs.values() if job.end is None and job.id not in self.queue]
+        running = [job.id for job in self.jobs.active() if job.end is None and job.id not in self.queue]
         images = submission.request.n
         return running + self.queue.ahead_of(
             submission.priority, submission.user, images=images, image_seconds=own / images

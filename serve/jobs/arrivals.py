@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Set
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
-from serve.errors import StaleWriter
+from serve.errors import StaleWriter, ZImageError
+from serve.jobs.accounting import Accounting
 from serve.jobs.admission import Admission
 from serve.jobs.fleet import Fleet
 from serve.jobs.flights import Flights
@@ -41,6 +43,7 @@ class Arrivals:
     flights: Flights
     fleet: Fleet
     admission: Admission
+    accounting: Accounting
     tasks: Tasks
     _arriving: dict[str, asyncio.Task[str]] = field(default_factory=dict)
 
@@ -51,7 +54,7 @@ class Arrivals:
             if job_id in self.jobs:
                 return job_id
             self._arriving[job_id] = self.tasks.spawn(self._accept(submission))
-            self._arriving[job_id].add_done_callback(lambda _: self._arriving.pop(job_id))
+            self._arriving[job_id].add_done_callback(partial(self._arrived, submission))
         return await asyncio.shield(self._arriving[job_id])
 
     @property
@@ -64,12 +67,19 @@ class Arrivals:
         if job_id in self._arriving:
             await asyncio.wait({self._arriving[job_id]})
 
+    def _arrived(self, submission: Submission, arriving: asyncio.Task[str]) -> None:
+        del self._arriving[submission.job_id]
+        if not arriving.cancelled() and isinstance(error := arriving.exception(), ZImageError):
+            self.accounting.refused(error, submission.batch)
+
     async def _accept(self, submission: Submission) -> str:
         if submission.idempotency_key is not None and (earlier := await self.store.repeated(submission)):
             return earlier.id  # a repetition is answered even where a new job would be refused
         cache_key = self.results.cache_key(submission, self.fleet.engine)
         if answered := await self.results.answer(submission, cache_key):
             self.jobs.remember(answered)
+            if answered.id == submission.job_id:
+                self.accounting.answered(answered)
             return answered.id
         key = self.results.key(submission, cache_key)
         joins = key is not None and self.flights.leader(key) is not None
@@ -89,4 +99,6 @@ class Arrivals:
             await self.desk.abandon(job, drop=True)
         elif stored.status.terminal:
             await self.desk.abandon(job, drop=False)
+        else:
+            self.accounting.accepted(job.submission)
         return stored.id

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from copy import deepcopy
 from functools import partial
 from typing import Any, TypeVar
 
@@ -14,8 +15,10 @@ from serve.access.keys import ApiKey
 from serve.assets.store import AssetStore
 from serve.errors import DeadlineExceeded, NotFound, ReplicaLost, StaleWriter, ZImageError
 from serve.jobs import gallery
+from serve.jobs.accounting import Accounting
 from serve.jobs.admission import Admission
 from serve.jobs.arrivals import Arrivals
+from serve.jobs.estimate import solo_seconds
 from serve.jobs.fleet import Backend, Fleet
 from serve.jobs.flights import Flights
 from serve.jobs.job import Job, Listener
@@ -29,7 +32,7 @@ from serve.jobs.results import Results
 from serve.jobs.sharing import Sharing
 from serve.jobs.state import PAUSED
 from serve.jobs.stats import Recent, stats_of
-from serve.jobs.status import status_of
+from serve.jobs.status import snapshot_of, status_of
 from serve.jobs.store import JobStore
 from serve.jobs.tasks import Tasks
 from serve.jobs.waiting import WaitingRoom
@@ -54,11 +57,14 @@ from serve.messages import (
     StoredImage,
     Submission,
     Succeeded,
+    Tally,
     TaskPreview,
     TaskReport,
     Terminal,
     Timings,
 )
+from serve.metrics.registry import Snapshot
+from serve.metrics.statistics import Statistics
 from serve.quota import Usage
 from serve.settings import Settings
 
@@ -86,7 +92,8 @@ class Dispatcher:
         self._assets = assets
         self._keeper = Keeper(store, assets, settings.assets.retention, self._busy, self._forget_pictures)
         self._clock = clock
-        self._fleet = Fleet(settings.timeouts.heartbeat_s)
+        self.accounting = Accounting(settings.served_model_name, self._snapshot, self._solo_s)
+        self._fleet = Fleet(settings.timeouts.heartbeat_s, self.accounting.lost)
         self._queue = JobQueue()
         self._jobs = Memory(clock)
         self._room = WaitingRoom(self._queue, self._jobs, self._fleet, clock)
@@ -103,6 +110,7 @@ class Dispatcher:
             flights=self._flights,
             fleet=self._fleet,
             admission=Admission(settings.queue, self._fleet, self._queue, self._jobs, self._flights),
+            accounting=self.accounting,
             tasks=self._tasks,
         )
         self._opened = clock()
@@ -132,7 +140,7 @@ class Dispatcher:
     async def hand_back(self) -> None:
         """Nothing runs any more, and no job is blamed for this end: what has not ended is the next Dispatcher's."""
         self._stop()
-        placed = [job for job in self._jobs.values() if job.placed and job.end is None]
+        placed = [job for job in self._jobs.active() if job.placed and job.end is None]
         for job in placed:
             job.placed.clear()
         await asyncio.gather(*(self._store.save(job.record()) for job in placed))
@@ -181,7 +189,10 @@ class Dispatcher:
             await asyncio.shield(job.settling)
 
     async def get(self, job_id: str) -> JobView:
-        (view,) = await self._store.deliveries.shown([(await self._find(job_id)).view()])
+        job = await self._find(job_id)
+        if job.status is JobStatus.QUEUED:
+            self._room.publish([job])
+        (view,) = await self._store.deliveries.shown([job.view()])
         return view
 
     async def find(self, query: JobQuery) -> list[JobView]:
@@ -208,7 +219,7 @@ class Dispatcher:
         return await self._with_files(await self._keeper.delete_all(user, confirm))
 
     async def status(self) -> ServiceStatus:
-        return status_of(self._fleet, self._jobs.values(), self._clock() - self._opened, paused=self._room.paused)
+        return status_of(self._fleet, self._jobs.active(), self._clock() - self._opened, paused=self._room.paused)
 
     async def usage(self, user: str) -> Usage:
         return await self._store.usage(user, time.time())
@@ -226,7 +237,7 @@ class Dispatcher:
         return stats_of(await self.status(), self._fleet, self._room.waiting(), self._recent)
 
     async def active(self, limit: int) -> list[JobView]:
-        begun = [job for job in self._jobs.values() if not job.status.terminal and job.status is not JobStatus.QUEUED]
+        begun = [job for job in self._jobs.active() if not job.status.terminal and job.status is not JobStatus.QUEUED]
         return [job.view() for job in [*begun, *self._room.waiting()][:limit]]
 
     async def hold(self, paused: bool) -> None:
@@ -236,6 +247,14 @@ class Dispatcher:
         log.warning("the queue is paused" if paused else "the queue goes on", waiting=len(self._queue))
         self._fill()
         self._room.publish()
+
+    async def statistics(self) -> Statistics:
+        return deepcopy(self.accounting.statistics)
+
+    async def metrics(self) -> str:
+        kept = await self._store.look(gallery.totals)
+        kept["zimage_cache_entries", ()] = len(self._results)
+        return self.accounting.registry.render(kept | await self._assets.measure())
 
     async def listen(self, job_id: str, listener: Listener, after: int) -> Job:
         """Replays what was missed, then passes on what comes. Raises NotFound."""
@@ -262,6 +281,10 @@ class Dispatcher:
         if self._fleet.ready("denoiser") and self._fleet.ready("text_encoder"):
             self.was_ready = True
             self._fill()
+
+    def counted(self, sender: str, tally: Tally | None) -> None:
+        """What another process of the service has counted."""
+        self.accounting.tally(sender, tally)
 
     def report(self, reports: Iterable[TaskReport]) -> None:
         for report in reports:
@@ -341,6 +364,8 @@ class Dispatcher:
 
     def generated(self, placement: Placement, answer: Generated) -> None:
         job, image, request = placement.job, placement.task.image, placement.job.submission.request
+        self.accounting.generated(job, answer)
+        self.accounting.tally(placement.task.replica_id, answer.tally)
         self._begin(job, answer.started_at)
         job.finished[image] = answer
         job.placed.discard(image)
@@ -363,6 +388,7 @@ class Dispatcher:
             self.end(job, Failed, error=ErrorInfo.of(error))
             return
         log.warning("a replica was lost, the job is tried again", job_id=job.id, attempt=job.attempt)
+        self.accounting.retried()
         self.again(job, image)
 
     def failed(self, placement: Placement, error: Exception) -> None:
@@ -412,6 +438,7 @@ class Dispatcher:
         if heir is not None:
             self._store.note(heir.record())
         job.close(kind, **data)
+        self.accounting.ended(job)
         followers = self._flights.leave(job)
         self._withdraw(job)
         stopping = self._placements.stop(job)
@@ -479,7 +506,7 @@ class Dispatcher:
         await asyncio.wait({self._tasks.spawn(removal)}, timeout=FILES_S)
 
     def _busy(self) -> set[str]:
-        return {job.id for job in self._jobs.values() if not job.status.terminal} | self._arrivals.ids
+        return {job.id for job in self._jobs.active() if not job.status.terminal} | self._arrivals.ids
 
     def _forget_pictures(self, asset_ids: Iterable[str]) -> None:
         gone = set(asset_ids)
@@ -516,6 +543,13 @@ class Dispatcher:
             self._take_up(record)
             self._fill()
         return self._jobs.get(job_id) or Job.restored(record)
+
+    def _solo_s(self, submission: Submission) -> float:
+        return solo_seconds(submission, self._fleet.times())
+
+    def _snapshot(self) -> Snapshot:
+        model, uptime_s = self._settings.served_model_name, self._clock() - self._opened
+        return snapshot_of(self._fleet, self._jobs.active(), model, uptime_s)
 
     def broken(self, job: Job, error: Exception) -> None:
         self.end(job, Failed, error=_info(error, job_id=job.id))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -44,7 +45,9 @@ class Replica:
 
 
 class Fleet:
-    def __init__(self, heartbeat_s: float) -> None:
+    def __init__(self, heartbeat_s: float, lost: Callable[[str], None] = lambda _: None) -> None:
+        """`lost` is told the role of each replica that is forgotten."""
+        self._lost = lost
         self._silence_s = SILENT_BEATS * heartbeat_s
         self._replicas: dict[str, Replica] = {}
         self._engine = ""
@@ -66,9 +69,12 @@ class Fleet:
     def drop(self, replica_id: str) -> set[str]:
         """Forgets a replica; returns the tasks that it held."""
         replica = self._replicas.pop(replica_id, None)
-        if replica is not None and self._sole in replica.placed:
+        if replica is None:
+            return set()
+        if self._sole in replica.placed:
             self._sole = None
-        return replica.placed if replica else set()
+        self._lost(replica.state.role)
+        return replica.placed
 
     def silent(self, now: float) -> list[str]:
         return [id for id, replica in self._replicas.items() if now - replica.beat > self._silence_s]
@@ -111,6 +117,9 @@ class Fleet:
     def engine(self) -> str:
         """What draws the pictures: that of the ready denoisers, or of those that were the last."""
         return self._engine
+
+    def states(self) -> list[ReplicaState]:
+        return [replica.state for replica in self._replicas.values()]
 
     def times(self) -> StepTimes:
         """Of any ready denoiser; empty while there is none."""

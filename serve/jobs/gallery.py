@@ -19,7 +19,7 @@ from serve.errors import InvalidRequest
 from serve.jobs.record import JobRecord, from_row, searchable
 from serve.jobs.tables import asset_removals as removals
 from serve.jobs.tables import assets, jobs
-from serve.messages import AssetQuery, AssetView, Deletion, JobStatus
+from serve.messages import AssetQuery, AssetView, Deletion, JobStatus, Series
 
 AT_ONCE = 500  # ids in one statement; the databases' limit of parameters is far higher
 LATE_WRITES_S = 120.0  # a replica that was told to stop, or taken for lost, may still write a picture
@@ -112,6 +112,12 @@ async def too_old(connection: AsyncConnection, before: float, limit: int) -> lis
     """The oldest pictures that were made before this Unix time."""
     oldest = select(assets.c.id).where(assets.c.created_at < before).order_by(assets.c.created_at).limit(limit)
     return list((await connection.execute(oldest)).scalars())
+
+
+async def totals(connection: AsyncConnection) -> dict[Series, float]:
+    """As gauges."""
+    row = (await connection.execute(select(func.count(), func.sum(assets.c.bytes)))).one()
+    return {("zimage_store_assets", ()): row[0], ("zimage_store_bytes", ()): row[1] or 0}
 
 
 async def over_budget(connection: AsyncConnection, max_bytes: int, limit: int) -> list[str]:

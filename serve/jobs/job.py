@@ -269,6 +269,7 @@ class Job:
         self.finished, other.finished = other.finished, {}
         self.failures, other.failures = other.failures, {}
         self.embeddings, other.embeddings = other.embeddings, None
+        self.placed, other.placed = other.placed, set()
         self.image_seconds, self.turn, self.losses = other.image_seconds, other.turn, other.losses
         self.attempt = max(self.attempt, other.attempt)
 

@@ -21,10 +21,25 @@ class Memory(dict[str, Job]):
         super().__init__()
         self._clock = clock
         self._ended: dict[str, float] = {}
+        self._active: dict[str, Job] = {}
+
+    def __setitem__(self, job_id: str, job: Job) -> None:
+        super().__setitem__(job_id, job)
+        if not job.status.terminal:
+            self._active[job_id] = job
+
+    def __delitem__(self, job_id: str) -> None:
+        super().__delitem__(job_id)
+        self._active.pop(job_id, None)
+
+    def active(self) -> list[Job]:
+        """Those that have not ended, without a look at the thousands that have."""
+        return list(self._active.values())
 
     def ended(self, job: Job) -> None:
         """It is kept for those who come late, but not for long."""
         now = self._ended[job.id] = self._clock()
+        self._active.pop(job.id, None)
         while self._ended:
             job_id, ended = next(iter(self._ended.items()))
             if len(self._ended) <= KEEP_FINISHED and now - ended <= KEEP_FINISHED_S:
@@ -40,6 +55,7 @@ class Memory(dict[str, Job]):
     def forget(self, job_id: str) -> None:
         self._ended.pop(job_id, None)
         self.pop(job_id, None)
+        self._active.pop(job_id, None)
 
     async def find(self, store: JobStore, query: JobQuery) -> list[JobView]:
         """What is stored may be older than what is known here, so that a page is filled in several goes."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
 from collections.abc import Callable, Mapping
@@ -13,6 +14,7 @@ from serve.jobs.job import Listener
 from serve.jobs.outbox import Outbox
 from serve.messages import Event, Terminal
 
+POLLS_EVERY_S = 3.0
 GONE_S = 60.0  # a Gateway polls every few seconds
 
 
@@ -22,6 +24,14 @@ class Jobs(Protocol):
     async def listen(self, job_id: str, listener: Listener, after: int) -> object: ...
 
     def unlisten(self, job_id: str, listener: Listener) -> None: ...
+
+
+@dataclass(slots=True, eq=False)
+class _Polls:
+    """How many must come until what a Gateway said with one is newer than this was made."""
+
+    missing: int
+    come: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 @dataclass(slots=True, eq=False)
@@ -35,6 +45,8 @@ class _Link:
     epoch: str = field(default_factory=lambda: secrets.token_hex(8))
     outbox: Outbox = field(default_factory=Outbox)
     tickets: dict[str, int] = field(default_factory=dict)
+    waits: bool = False
+    awaited: list[_Polls] = field(default_factory=list)
 
     def put(self, event: Event) -> None:
         self.outbox.put(event)
@@ -73,8 +85,33 @@ class Outboxes:
                 del link.tickets[job_id]
                 self._jobs.unlisten(job_id, link.put)
         self._drop_gone()
-        cursor, events = await link.outbox.take(acknowledged if epoch == link.epoch else 0, timeout)
+        hurry = _count_down(link)
+        link.waits = True
+        try:
+            cursor, events = await link.outbox.take(
+                acknowledged if epoch == link.epoch else 0, 0.0 if hurry else timeout
+            )
+        finally:
+            link.waits = False
         return link.epoch, cursor, events
+
+    async def polled_again(self, without: str, timeout: float) -> None:
+        """Returns when every other Gateway has sent a poll that it began after this call, or after `timeout` seconds.
+
+        One that waits here sends its next when this one is answered; one on its way may have been written before.
+        """
+        others = [link for gateway_id, link in self._links.items() if gateway_id != without]
+        wanted = []
+        for link in others:
+            if self._clock() - link.polled_at <= timeout + POLLS_EVERY_S:
+                polls = _Polls(1 if link.waits else 2)
+                link.awaited.append(polls)
+                link.outbox.wake()
+                wanted.append(asyncio.ensure_future(polls.come.wait()))
+        if wanted:
+            _, late = await asyncio.wait(wanted, timeout=timeout)
+            for task in late:
+                task.cancel()
 
     def wake(self) -> None:
         """Every poll returns now."""
@@ -93,3 +130,13 @@ class Outboxes:
                 del self._links[gateway_id]
                 for job_id in link.tickets:
                     self._jobs.unlisten(job_id, link.put)
+
+
+def _count_down(link: _Link) -> bool:
+    """Whether another poll is wanted at once."""
+    for polls in link.awaited:
+        polls.missing -= 1
+        if polls.missing <= 0:
+            polls.come.set()
+    link.awaited = [polls for polls in link.awaited if polls.missing > 0]
+    return bool(link.awaited)

@@ -25,6 +25,10 @@ class Results:
         self._assets = assets
         self._index = CacheIndex(settings)
 
+    def __len__(self) -> int:
+        """Results that it can answer with."""
+        return len(self._index)
+
     async def load(self) -> None:
         """Takes up what an earlier Dispatcher knew."""
         if not self._settings.enabled:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 
 from serve.jobs.deadlines import SoftDeadlines
 from serve.jobs.estimate import etas, solo_seconds
 from serve.jobs.fleet import Fleet
 from serve.jobs.job import Job
+from serve.jobs.memory import Memory
 from serve.jobs.queue import JobQueue
 from serve.messages import PRIORITIES, JobStatus, Queued
 
@@ -19,7 +20,7 @@ class WaitingRoom:
     """`moved` says that positions have changed since they were told last; `paused` that nothing is placed."""
 
     def __init__(
-        self, queue: JobQueue, jobs: Mapping[str, Job], fleet: Fleet, clock: Callable[[], float] = time.monotonic
+        self, queue: JobQueue, jobs: Memory, fleet: Fleet, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._queue = queue
         self._jobs = jobs
@@ -108,19 +109,19 @@ class WaitingRoom:
     def publish(self, jobs: Iterable[Job] | None = None) -> None:
         """Tells queued jobs where they stand, where that has changed; `jobs` limits it to some of them.
 
-        The farther back the less often, every five seconds at least: a thousand that wait are not told of each one that
-        overtakes them and is gone again.
+        Of all, the farther back the less often, every five seconds at least: a thousand that wait are not told of each
+        one that overtakes them and is gone again.
         """
         waiting = self.waiting()
         wanted = None if jobs is None else {job.id for job in jobs}
-        begun = (job.work() for job in self._jobs.values() if job.status is JobStatus.RUNNING and job.end is None)
+        begun = (job.work() for job in self._jobs.active() if job.status is JobStatus.RUNNING and job.end is None)
         times = etas(begun, (job.work() for job in waiting), self._drawing())
         for position, (job, eta) in enumerate(zip(waiting, times, strict=True), 1):
             known = (position, len(waiting), eta is not None)
             before = job.position()
             if (wanted is not None and job.id not in wanted) or before == known:
                 continue
-            pause = min(LONGEST_PAUSE_S, PAUSE_PER_POSITION_S * position)
+            pause = 0.0 if wanted is not None else min(LONGEST_PAUSE_S, PAUSE_PER_POSITION_S * position)
             if before is None or before[2] != known[2] or time.time() - job.told_at() >= pause:
                 job.emit(Queued, position=position, length=len(waiting), eta_seconds=eta)
             else:

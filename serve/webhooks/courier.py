@@ -36,8 +36,18 @@ class Courier:
     At least once: who dies between an answer and its commit sends again, under the same `webhook-id`.
     """
 
-    def __init__(self, settings: WebhookSettings, store: JobStore, keys: Keys, sender: Sender, render: Render) -> None:
+    def __init__(
+        self,
+        settings: WebhookSettings,
+        store: JobStore,
+        keys: Keys,
+        sender: Sender,
+        render: Render,
+        count: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """`count` is told the outcome of each attempt: delivered, pending, failed."""
         self._settings = settings
+        self._count = count
         self._store = store
         self._keys = keys
         self._sender = sender
@@ -112,6 +122,7 @@ class Courier:
         if answer is not None:
             tried = after(delivery, answer, self._settings.retry_s, time.time())
             _tell(tried)
+            self._count(tried.status)
             await self._store.deliveries.save(tried)
 
     async def _attempt(self, delivery: Delivery) -> Answer | None:

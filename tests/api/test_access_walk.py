@@ -20,6 +20,7 @@ EVERYBODY = STRANGERS + KNOWN
 ALLOWED = {
     "GET /healthz": EVERYBODY,
     "GET /readyz": EVERYBODY,
+    "GET /metrics": ("admin",),
     "GET /docs": KNOWN,
     "GET /docs/oauth2-redirect": KNOWN,
     "GET /openapi.json": KNOWN,
@@ -51,6 +52,9 @@ ALLOWED = {
     "GET /v2/health/live": EVERYBODY,
     "GET /v2/health/ready": EVERYBODY,
     "GET /v2": KNOWN,
+    "GET /v2/models/stats": KNOWN,
+    "GET /v2/models/{model}/stats": KNOWN,
+    "GET /v2/models/{model}/versions/{version}/stats": KNOWN,
     "GET /v2/": KNOWN,
     "GET /v2/models/{model}": KNOWN,
     "GET /v2/models/{model}/versions/{version}": KNOWN,

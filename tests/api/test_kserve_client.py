@@ -19,8 +19,12 @@ PROMPTS = ["a red fox on a yellow background", "a penguin on a blue background",
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def client(base_url):
-    async with triton_aio.InferenceServerClient(base_url.removeprefix("http://")) as client:
+    async with connected(base_url) as client:
         yield client
+
+
+def connected(base_url: str) -> triton_aio.InferenceServerClient:
+    return triton_aio.InferenceServerClient(base_url.removeprefix("http://"))
 
 
 def tensor(name: str, values, datatype: str = "BYTES", binary: bool = True) -> triton.InferInput:
@@ -77,7 +81,7 @@ async def test_config(client, settings):
 
 
 async def test_an_ensembles_tensors_flow_through_its_steps(client):
-    """Every input of a step is an input of the whole or an output of an earlier step, and the last gives the outputs."""
+    """What a step takes is an input of the whole or comes from an earlier step; the last one gives the outputs."""
     whole = await client.get_model_config(MODEL)
     known = {spec["name"] for spec in whole["input"]}
     for step in whole["ensemble_scheduling"]["step"]:
@@ -205,50 +209,110 @@ async def test_priority_reaches_the_queue(client, service):
 
 
 async def test_what_waits_too_long_is_dropped_while_others_run(stuck, serving):
-    async with stuck() as service, serving(service.app) as base_url:
-        async with triton_aio.InferenceServerClient(base_url.removeprefix("http://")) as client:
-            first = asyncio.create_task(client.infer(MODEL, [tensor("prompt", PROMPTS[:1])]))
-            await service.until(queued=0, running=1)
-            begun = time.monotonic()
-            with pytest.raises(InferenceServerException, match="Request timeout expired") as caught:
-                await client.infer(MODEL, [tensor("prompt", PROMPTS[:2])], timeout=200_000)
-            assert caught.value.status() == "503"
-            assert time.monotonic() - begun < 5
-            await service.until(queued=0, running=1)
-            first.cancel()
-            await service.until(queued=0, running=0)
+    async with stuck() as service, serving(service.app) as base_url, connected(base_url) as client:
+        first = asyncio.create_task(client.infer(MODEL, [tensor("prompt", PROMPTS[:1])]))
+        await service.until(queued=0, running=1)
+        begun = time.monotonic()
+        with pytest.raises(InferenceServerException, match="Request timeout expired") as caught:
+            await client.infer(MODEL, [tensor("prompt", PROMPTS[:2])], timeout=200_000)
+        assert caught.value.status() == "503"
+        assert time.monotonic() - begun < 5
+        await service.until(queued=0, running=1)
+        first.cancel()
+        await service.until(queued=0, running=0)
 
 
 async def test_a_full_queue_takes_no_row(stuck, serving):
-    async with stuck(queue={"max_depth": 3}) as service, serving(service.app) as base_url:
-        async with triton_aio.InferenceServerClient(base_url.removeprefix("http://")) as client:
-            first = asyncio.create_task(client.infer(MODEL, [tensor("prompt", PROMPTS[:1])]))
-            await service.until(queued=0, running=1)
-            with pytest.raises(InferenceServerException, match="Exceeds maximum queue size") as caught:
-                await client.infer(MODEL, [tensor("prompt", PROMPTS * 2)])
-            assert caught.value.status() == "503"
-            await service.until(queued=0, running=1)
-            first.cancel()
-            await service.until(queued=0, running=0)
+    async with (
+        stuck(queue={"max_depth": 3}) as service,
+        serving(service.app) as base_url,
+        connected(base_url) as client,
+    ):
+        first = asyncio.create_task(client.infer(MODEL, [tensor("prompt", PROMPTS[:1])]))
+        await service.until(queued=0, running=1)
+        with pytest.raises(InferenceServerException, match="Exceeds maximum queue size") as caught:
+            await client.infer(MODEL, [tensor("prompt", PROMPTS * 2)])
+        assert caught.value.status() == "503"
+        await service.until(queued=0, running=1)
+        first.cancel()
+        await service.until(queued=0, running=0)
 
 
 async def test_a_failing_row_fails_the_request(stuck, serving):
-    async with stuck(OutOfMemory("no memory left")) as service, serving(service.app) as base_url:
-        async with triton_aio.InferenceServerClient(base_url.removeprefix("http://")) as client:
-            with pytest.raises(InferenceServerException, match="no memory left") as caught:
-                await client.infer(MODEL, [tensor("prompt", PROMPTS)])
-            assert caught.value.status() == "500"
-            await service.until(queued=0, running=0)
+    async with (
+        stuck(OutOfMemory("no memory left")) as service,
+        serving(service.app) as base_url,
+        connected(base_url) as client,
+    ):
+        with pytest.raises(InferenceServerException, match="no memory left") as caught:
+            await client.infer(MODEL, [tensor("prompt", PROMPTS)])
+        assert caught.value.status() == "500"
+        await service.until(queued=0, running=0)
 
 
 async def test_a_starting_service(stuck, serving):
-    async with stuck(ready=False) as service, serving(service.app) as base_url:
-        async with triton_aio.InferenceServerClient(base_url.removeprefix("http://")) as client:
-            assert await client.is_server_live()
-            assert not await client.is_server_ready()
-            assert not await client.is_model_ready(MODEL)
-            states = {entry["state"] for entry in await client.get_model_repository_index()}
-            assert states == {"LOADING"}
-            with pytest.raises(InferenceServerException) as caught:
-                await client.infer(MODEL, [tensor("prompt", PROMPTS[:1])])
-            assert caught.value.status() == "503"
+    async with stuck(ready=False) as service, serving(service.app) as base_url, connected(base_url) as client:
+        assert await client.is_server_live()
+        assert not await client.is_server_ready()
+        assert not await client.is_model_ready(MODEL)
+        states = {entry["state"] for entry in await client.get_model_repository_index()}
+        assert states == {"LOADING"}
+        with pytest.raises(InferenceServerException) as caught:
+            await client.infer(MODEL, [tensor("prompt", PROMPTS[:1])])
+        assert caught.value.status() == "503"
+
+
+def counts(model: dict) -> tuple[int, int]:
+    return model["inference_stats"]["success"]["count"], model["inference_count"]
+
+
+async def stats(client) -> dict[str, dict]:
+    answer = await client.get_inference_statistics()
+    return {model["name"]: model for model in answer["model_stats"]}
+
+
+async def test_a_batch_of_three_is_one_request_and_three_inferences(client):
+    before = await stats(client)
+    await client.infer(MODEL, [tensor("prompt", PROMPTS), tensor("steps", [2] * 3, "INT32")])
+    after = await stats(client)
+    assert np.subtract(counts(after[MODEL]), counts(before[MODEL])).tolist() == [1, 3]
+    assert counts(after["denoiser"])[1] - counts(before["denoiser"])[1] == 3
+    assert after[MODEL]["last_inference"] > before[MODEL]["last_inference"]
+    assert (
+        after[MODEL]["inference_stats"]["compute_infer"]["ns"] > before[MODEL]["inference_stats"]["compute_infer"]["ns"]
+    )
+    [denoiser] = (await client.get_inference_statistics("denoiser", "1"))["model_stats"]
+    assert denoiser == after["denoiser"]
+
+
+async def test_every_number_of_the_statistics_is_an_integer(client):
+    def numbers(value):
+        children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
+        return [number for child in children for number in numbers(child)] if children or value in ({}, []) else [value]
+
+    for model in (await stats(client)).values():
+        assert {type(value) for value in numbers(model)} <= {int, str}
+        assert set(model["inference_stats"]) == {
+            "success",
+            "fail",
+            "queue",
+            "compute_input",
+            "compute_infer",
+            "compute_output",
+            "cache_hit",
+            "cache_miss",
+        }
+
+
+async def test_a_failed_batch_is_one_failure(stuck, serving):
+    async with (
+        stuck(OutOfMemory("no memory left")) as service,
+        serving(service.app) as base_url,
+        connected(base_url) as client,
+    ):
+        with pytest.raises(InferenceServerException):
+            await client.infer(MODEL, [tensor("prompt", PROMPTS)])
+        await service.until(queued=0, running=0)
+        whole = (await stats(client))[MODEL]
+    assert whole["inference_stats"]["fail"]["count"] == 1
+    assert counts(whole) == (0, 0)

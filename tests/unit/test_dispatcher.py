@@ -294,16 +294,22 @@ async def test_unknown_jobs_are_not_found(jobs: Dispatcher) -> None:
         await events_of(jobs, "nothing")
 
 
+def told_last(jobs: Dispatcher, job_id: str) -> int:
+    position = jobs._jobs[job_id].position()
+    assert position is not None
+    return position[0]
+
+
 async def test_a_job_far_back_is_not_told_of_every_move(jobs: Dispatcher, monkeypatch: pytest.MonkeyPatch) -> None:
     await submitted(jobs, n=SLOTS)
     waiting = [await submitted(jobs, priority="standard", user=user) for user in "ab"]
     monkeypatch.setattr(room, "LONGEST_PAUSE_S", 60.0)
     monkeypatch.setattr(room, "PAUSE_PER_POSITION_S", 60.0)
-    told = [(await jobs.get(job_id)).position for job_id in waiting]
+    told = [told_last(jobs, job_id) for job_id in waiting]
     await submitted(jobs)
     await asyncio.sleep(3 * POSITIONS_EVERY_S)
-    assert [(await jobs.get(job_id)).position for job_id in waiting] == told
+    assert [told_last(jobs, job_id) for job_id in waiting] == told
     monkeypatch.setattr(room, "LONGEST_PAUSE_S", 0.0)
     async with asyncio.timeout(10):
-        while [(await jobs.get(job_id)).position for job_id in waiting] != [(before or 0) + 1 for before in told]:
+        while [told_last(jobs, job_id) for job_id in waiting] != [before + 1 for before in told]:
             await asyncio.sleep(0.02)

@@ -6,7 +6,7 @@ import torch
 
 from serve.engine.embeddings import RememberingEncoder
 from serve.engine.open import Placement, open_text_encoder
-from serve.engine.text import Embedding
+from serve.engine.text import Embedding, TextEncoder
 from serve.settings import EMBEDDED_FOLDER, Settings
 from tests.exactness.reference import pipeline
 
@@ -32,3 +32,13 @@ def test_embeddings_travel_without_loss(dtype: torch.dtype) -> None:
     embedding = Embedding.of(tensor, 0.1)
     assert embedding.data.dtype == (np.uint16 if dtype == torch.bfloat16 else np.float32)
     assert torch.equal(embedding.tensor(), tensor)
+
+
+def test_what_stands_behind_a_prompt_changes_nothing(encoder: RememberingEncoder) -> None:
+    """On a GPU lengths are rounded up, so that shapes come again."""
+    plain = encoder._encoder
+    assert isinstance(plain, TextEncoder)
+    rounded = TextEncoder(plain._forward, plain._tokens, plain._device, multiple=32)
+    for embedding, reference in zip(rounded.encode(PROMPTS), encoder.encode(PROMPTS), strict=True):
+        assert embedding.tensor().shape == reference.tensor().shape
+        assert (embedding.tensor() - reference.tensor()).abs().max() <= 1e-5 * reference.tensor().abs().max()

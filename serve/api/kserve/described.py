@@ -111,6 +111,7 @@ MODEL_READY: dict[str, Any] = {
     "responses": _errors(401, 403, 404, 500) | _UNREADY,
 }
 SERVER: dict[str, Any] = {"summary": "The server and its extensions", "responses": _errors(401, 403, 500, 503)}
+STATISTICS: dict[str, Any] = {"summary": "What all models have done", "responses": _errors(401, 403, 500, 503)}
 DESCRIBED: dict[str, Any] = {"responses": _errors(401, 403, 404, 500, 503)}
 INDEX: dict[str, Any] = {
     "summary": "The models there are, and their states",

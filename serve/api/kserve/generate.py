@@ -23,7 +23,7 @@ from serve.api.kserve.described import GENERATE, GENERATE_STREAM
 from serve.api.kserve.draw import draw, events
 from serve.api.kserve.errors import error_json
 from serve.api.kserve.models import INPUTS
-from serve.api.kserve.options import Options, read_options
+from serve.api.kserve.options import Options, check_names, read_options
 from serve.api.kserve.request import InferRequest, read_id
 from serve.api.kserve.rows import job_headers, submissions
 from serve.api.sse import EventStream
@@ -62,7 +62,8 @@ async def _read(request: Request, door: Door) -> InferRequest:
     limits = door.settings.limits
     content = parse_object(await read_body(request, limits), limits)
     parameters = content.get("parameters", {})
-    read_options(parameters)
+    if not isinstance(parameters, dict):
+        raise InvalidRequest("parameters is not an object", param="parameters")
     fields = {name: value for name, value in content.items() if name not in ("id", "parameters")}
     if twice := fields.keys() & parameters.keys():
         raise InvalidRequest(f"{min(twice)[:64]!r} is given twice", param="parameters")
@@ -78,7 +79,8 @@ def _value(name: str, value: Any) -> Any:
 
 
 def _options(fields: dict[str, Any]) -> Options:
-    """Only of parameters: an unknown field is ignored, whatever it is."""
+    """What is neither an input nor an option is ignored, whatever it is."""
+    check_names(fields)
     return read_options({name: value for name, value in fields.items() if isinstance(value, str | int | float)})
 
 

@@ -20,6 +20,7 @@ EXTENSIONS = (
     "model_repository",
     "parameters",
     "schedule_policy",
+    "statistics",
 )
 
 router = APIRouter(prefix="/v2", tags=["KServe v2"])

@@ -13,7 +13,7 @@ from serve.api.generation import ImageBody, parse
 from serve.api.kserve.options import Options
 from serve.api.order import resolve_image
 from serve.errors import InvalidRequest
-from serve.messages import Submission
+from serve.messages import Batch, Submission
 
 RANDOM_SEED = -1
 MAX_GUIDANCE = 20
@@ -24,14 +24,17 @@ def submissions(door: Door, rows: Sequence[Mapping[str, Any]], options: Options)
     for side in ("width", "height"):
         if len({row.get(side) for row in rows}) > 1:
             raise InvalidRequest(f"{side} differs between rows", param=side, hint="send one request for each size")
-    return [_named(door, row, options, f"row {at}: " if len(rows) > 1 else "") for at, row in enumerate(rows)]
+    if len(rows) == 1:
+        return [_submission(door, rows[0], options)]
+    batch = Batch(id=str(ULID()), jobs=len(rows))
+    return [replace(_named(door, row, options, at), batch=batch) for at, row in enumerate(rows)]
 
 
-def _named(door: Door, row: Mapping[str, Any], options: Options, name: str) -> Submission:
+def _named(door: Door, row: Mapping[str, Any], options: Options, at: int) -> Submission:
     try:
         return _submission(door, row, options)
     except InvalidRequest as error:
-        error.message = name + error.message
+        error.message = f"row {at}: {error.message}"
         raise
 
 

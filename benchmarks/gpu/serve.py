@@ -1,0 +1,240 @@
+"""Full-size Z-Image-Turbo end to end on one GPU: this service, its bare engine loop, and stock diffusers.
+
+    python -m benchmarks.gpu.random_weights FOLDER
+    python -m benchmarks.gpu.serve FOLDER [--kinds bare served stock] [--json FILE]
+
+Served is `config/serve.gpu.yaml` in processes of its own, asked over HTTP; bare is the same engine in this process
+without HTTP, Ray and the job store; stock is ZImagePipeline behind a plain FastAPI server. All three draw the same
+pictures (8 steps, JPEG) one after the other in the same run: first one client, then more clients than fit a batch.
+Bare runs first, so that served finds what it compiled: seconds to ready include the weights, not the compilation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import http.client
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from itertools import count
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import yaml
+
+from benchmarks.machine import facts
+from benchmarks.overhead import socket_port, wait_until_ready
+
+PROMPT = (
+    "a photo of a red fox that sits on a yellow wooden bench in front of a blue house, with soft morning light, "
+    "falling leaves and a bicycle that leans against the wall"
+)
+ALONE = {256: 8, 512: 8, 1024: 8, 2048: 2}
+SATURATED = {256: 80, 512: 48, 1024: 20}
+CLIENTS = 8
+WARM_UP_PX = tuple(ALONE)
+STOCK_SHARE = 0.35  # of as many pictures: it takes them one after the other, and takes long
+READY_S = 240.0
+
+Draw = Callable[[int, int], Awaitable[object]]
+_seeds = count(1)
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """Of one kind and side: seconds of a picture with one client; pictures per second with many."""
+
+    kind: str
+    side: int
+    median_s: float
+    worst_s: float
+    per_s: float | None
+
+
+async def measure(kind: str, draw: Draw, share: float = 1.0) -> list[Figure]:
+    figures = []
+    for side, pictures in ALONE.items():
+        await _draw_all(draw, side, 2, 1)  # the first of a shape loads and records kernels
+        seconds, _ = await _draw_all(draw, side, max(2, round(share * pictures)), 1)
+        per_s = None
+        if side in SATURATED:
+            many = round(share * SATURATED[side])
+            await _draw_all(draw, side, CLIENTS, CLIENTS)
+            _, took = await _draw_all(draw, side, many, CLIENTS)
+            per_s = many / took
+        figures.append(Figure(kind, side, median(seconds), max(seconds), per_s))
+        print(f"{time.strftime('%X')} {figures[-1]}", flush=True)
+    return figures
+
+
+async def _draw_all(draw: Draw, side: int, pictures: int, clients: int) -> tuple[list[float], float]:
+    """Seconds of each, and of all, in a closed loop."""
+    left, seconds = iter(range(pictures)), []
+
+    async def client() -> None:
+        for _ in left:
+            began = time.perf_counter()
+            await draw(side, next(_seeds))
+            seconds.append(time.perf_counter() - began)
+
+    began = time.perf_counter()
+    await asyncio.gather(*(client() for _ in range(clients)))
+    return seconds, time.perf_counter() - began
+
+
+def over_http(kind: str, port: int, share: float = 1.0) -> list[Figure]:
+    def ask(side: int, seed: int) -> None:
+        body = json.dumps({"prompt": f"{PROMPT}, number {seed}", "size": f"{side}x{side}", "seed": seed})
+        headers = {"Accept": "image/jpeg", "Content-Type": "application/json"}
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=300)) as connection:
+            connection.request("POST", "/v1/images/generations", body, headers)
+            answer = connection.getresponse()
+            content = answer.read()
+            if answer.status != 200 or content[:2] != b"\xff\xd8":
+                raise RuntimeError(f"{answer.status}: {content[:300]!r}")
+
+    with ThreadPoolExecutor(CLIENTS) as clients:
+
+        async def draw(side: int, seed: int) -> None:
+            await asyncio.get_running_loop().run_in_executor(clients, ask, side, seed)
+
+        return asyncio.run(measure(kind, draw, share))
+
+
+def bare(folder: Path, ready: dict[str, float]) -> list[Figure]:
+    """In a process of its own, which gives back the device's memory when it ends."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        figures, ready["bare"] = pool.submit(_bare, folder).result()
+    return figures
+
+
+def _bare(folder: Path) -> tuple[list[Figure], float]:
+    """The engine loop without HTTP, Ray and the job store, with the text encoder in a thread of its own."""
+    began = time.monotonic()
+    from serve.engine import codec
+    from serve.engine.flight import Generation
+    from serve.engine.open import Placement, open_engine, open_text_encoder
+    from serve.settings import Settings
+
+    settings = Settings(model=str(folder), device="cuda", warmup_sizes_px=WARM_UP_PX)
+    placement = Placement.choose(settings)
+    engine = open_engine(settings, folder, placement)
+    text_encoder = open_text_encoder(settings, folder, placement)
+    seconds = time.monotonic() - began
+
+    async def draw(side: int, seed: int) -> None:
+        loop = asyncio.get_running_loop()
+        (embedding,) = await loop.run_in_executor(texts, text_encoder.encode, [f"{PROMPT}, number {seed}"])
+        generation = Generation(
+            id=f"{seed}",
+            height=side,
+            width=side,
+            steps=8,
+            seed=seed,
+            embedding=embedding.tensor(),
+            negative=None,
+            guidance=0.0,
+            deadline=engine.clock() + 60,
+            hard_deadline=False,
+            alone=False,
+            preview_steps=frozenset(),
+        )
+        drawn = await engine.draw(generation, lambda *_: None)
+        await loop.run_in_executor(files, codec.encode, drawn.pixels, "jpeg")
+
+    with ThreadPoolExecutor(1) as texts, ThreadPoolExecutor(2) as files:
+        figures = asyncio.run(measure("bare", draw))
+    engine.stop()
+    return figures, seconds
+
+
+@contextlib.contextmanager
+def process(*command: str) -> Iterator[tuple[int, float]]:
+    """A server on a free port, and the seconds until it was ready."""
+    with socket_port() as port:
+        began = time.monotonic()
+        started = subprocess.Popen([sys.executable, "-m", *command, "--port", str(port)])
+        try:
+            wait_until_ready(port, started, READY_S)
+            yield port, time.monotonic() - began
+        finally:
+            started.send_signal(signal.SIGTERM)
+            started.wait(60)
+
+
+@contextlib.contextmanager
+def config(folder: Path) -> Iterator[tuple[str, str]]:
+    """config/serve.gpu.yaml with the model's folder in it, and a folder for the data."""
+    parsed = yaml.safe_load(Path("config/serve.gpu.yaml").read_text())
+    parsed["applications"][0]["args"] |= {"model": str(folder), "warmup_sizes_px": list(WARM_UP_PX)}
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch) / "serve.yaml"
+        file.write_text(yaml.safe_dump(parsed))
+        yield str(file), str(Path(scratch) / "data")
+
+
+def served(folder: Path, ready: dict[str, float]) -> list[Figure]:
+    with config(folder) as (file, data):
+        command = ("deployments.run", file, "--data", data)
+        with process(*command) as (port, seconds):
+            ready["served"] = seconds
+            return over_http("served", port)
+
+
+def stock(folder: Path, ready: dict[str, float]) -> list[Figure]:
+    with process("benchmarks.gpu.stock_server", str(folder)) as (port, seconds):
+        ready["stock"] = seconds
+        return over_http("stock", port, STOCK_SHARE)
+
+
+def table(figures: list[Figure], ready: dict[str, float]) -> str:
+    by: dict[tuple[str, int], Figure] = {(figure.kind, figure.side): figure for figure in figures}
+    kinds = list(dict.fromkeys(figure.kind for figure in figures))
+    lines = [
+        "| | " + " | ".join(f"{kind}: s (worst)" for kind in kinds) + " | " + " | ".join(f"{k}: img/s" for k in kinds),
+        "|---" * (1 + 2 * len(kinds)),
+    ]
+    for side in ALONE:
+        mine = [by[kind, side] for kind in kinds]
+        alone = [f"{figure.median_s:.3f} ({figure.worst_s:.3f})" for figure in mine]
+        many = ["-" if figure.per_s is None else f"{figure.per_s:.2f}" for figure in mine]
+        lines.append(f"| {side}² | " + " | ".join(alone + many))
+    ratios: list[tuple[str, str]] = [("served", "bare"), ("served", "stock")]
+    for one, other in ratios:
+        if one in kinds and other in kinds:
+            each = [
+                f"{side}² {by[one, side].per_s / by[other, side].per_s:.3f}"  # type: ignore[operator]
+                for side in SATURATED
+            ]
+            lines.append(f"{one} / {other}, img/s: " + ", ".join(each))
+    return "\n".join([*(f"{line} |" if line.startswith("|") else line for line in lines), f"seconds to ready: {ready}"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--kinds", nargs="+", choices=["bare", "served", "stock"], default=["bare", "served", "stock"])
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    ready: dict[str, float] = {}
+    figures: list[Figure] = []
+    for kind in options.kinds:
+        figures += {"bare": bare, "served": served, "stock": stock}[kind](options.folder, ready)
+        if options.json:
+            result: dict[str, Any] = facts() | {"ready_s": ready, "figures": [asdict(figure) for figure in figures]}
+            options.json.write_text(json.dumps(result, indent=1))
+    print(table(figures, ready))
+
+
+if __name__ == "__main__":
+    main()

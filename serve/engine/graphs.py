@@ -1,0 +1,153 @@
+"""Work on fixed shapes recorded once as CUDA graphs, and replayed without the cost of launching its kernels."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+Rows = Sequence[Sequence[Tensor]]
+"""Inputs of a forward, each as one tensor per row; a stage sees them stacked."""
+
+Stage = Callable[[Sequence[Tensor], Tensor | None], Tensor]
+"""(inputs, what the stage before returned or None for the first) -> a tensor. Inputs and results have fixed shapes."""
+
+
+def run_stages(rows: Rows, stages: Sequence[Stage]) -> Iterator[Tensor]:
+    """Yields the result of every stage, launched kernel by kernel."""
+    inputs = [torch.stack(list(tensors)) for tensors in rows]
+    result = None
+    for stage in stages:
+        result = stage(inputs, result)
+        yield result
+
+
+@dataclass(slots=True)
+class _Recorded:
+    inputs: list[Tensor]
+    rows: list[Tensor]  # of all inputs, where the next run's are copied to
+    stages: Sequence[Stage]  # kept alive with all that they refer to
+    graphs: list[torch.cuda.CUDAGraph] = field(default_factory=list)
+    results: list[Tensor] = field(default_factory=list)
+
+    @property
+    def bytes(self) -> int:
+        return sum(tensor.nbytes for tensor in (*self.inputs, *self.results))
+
+
+class Graphs:
+    """Recorded work by key, the least recently used forgotten first.
+
+    The first run of a key launches its kernels one by one, which also makes everything that they load lazily; the
+    second is recorded. All recordings share their scratch memory, because only one runs at a time; what must
+    outlive a stage (inputs and results) is each recording's own and counts towards the budget.
+    """
+
+    def __init__(self, device: torch.device, budget_bytes: int) -> None:
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._pool = torch.cuda.graph_pool_handle()
+        self._budget = budget_bytes
+        self._recorded: OrderedDict[Hashable, _Recorded] = OrderedDict()
+        self._shapes: dict[Hashable, list[Tensor]] = {}
+        self._running: set[Hashable] = set()
+
+    @property
+    def bytes(self) -> int:
+        """Of inputs and results of everything recorded."""
+        return sum(recorded.bytes for recorded in self._recorded.values())
+
+    @property
+    def count(self) -> int:
+        return len(self._recorded)
+
+    def forget(self) -> None:
+        """Gives back the memory of everything recorded, scratch included."""
+        torch.cuda.synchronize()
+        while self._recorded:
+            self._evict()
+        self._pool = torch.cuda.graph_pool_handle()
+        torch.cuda.empty_cache()
+
+    def run(self, key: Hashable, rows: Rows, stages: Sequence[Stage]) -> Iterator[Tensor]:
+        """Yields the result of every stage as it is launched; it is overwritten by the next run of the same key.
+
+        Between two stages anything else may run, and the rest may be left undone.
+        """
+        if key in self._running or key not in self._shapes:
+            yield from self._run_unrecorded(key, rows, stages)
+            return
+        self._running.add(key)
+        try:
+            recorded = self._recorded_for(key, rows, stages)
+            for graph, result in zip(recorded.graphs, recorded.results, strict=True):
+                graph.replay()
+                yield result
+        finally:
+            self._running.discard(key)
+
+    def _run_unrecorded(self, key: Hashable, rows: Rows, stages: Sequence[Stage]) -> Iterator[Tensor]:
+        inputs = [torch.stack(list(tensors)) for tensors in rows]
+        shapes: list[Tensor] = []
+        result = None
+        for stage in stages:
+            with _on(self._stream):
+                result = stage(inputs, result)
+            shapes.append(torch.empty_like(result, device="meta"))
+            yield result
+        self._shapes[key] = shapes
+
+    def _recorded_for(self, key: Hashable, rows: Rows, stages: Sequence[Stage]) -> _Recorded:
+        if key in self._recorded:
+            self._recorded.move_to_end(key)
+            recorded = self._recorded[key]
+            torch._foreach_copy_(recorded.rows, [row for tensors in rows for row in tensors])
+            return recorded
+        with _on(self._stream):
+            self._recorded[key] = self._record(rows, stages, self._shapes[key])
+        while len(self._recorded) > 1 and self.bytes > self._budget:
+            self._evict()
+        return self._recorded[key]
+
+    def _evict(self) -> None:
+        _, recorded = self._recorded.popitem(last=False)
+        for graph in recorded.graphs:
+            graph.reset()
+
+    def _record(self, rows: Rows, stages: Sequence[Stage], shapes: Sequence[Tensor]) -> _Recorded:
+        inputs = [torch.stack(list(tensors)) for tensors in rows]
+        recorded = _Recorded(inputs, [row for tensor in inputs for row in tensor.unbind()], stages)
+        before = None
+        for stage, shape in zip(stages, shapes, strict=True):
+            result = torch.empty_like(shape, device=inputs[0].device)
+            recorded.graphs.append(self._capture(stage, recorded.inputs, before, result))
+            recorded.results.append(result)
+            before = result
+        return recorded
+
+    def _capture(
+        self, stage: Stage, inputs: Sequence[Tensor], before: Tensor | None, result: Tensor
+    ) -> torch.cuda.CUDAGraph:
+        graph = torch.cuda.CUDAGraph()
+        graph.capture_begin(self._pool, capture_error_mode="thread_local")
+        try:
+            result.copy_(stage(inputs, before))
+        except BaseException:
+            with suppress(RuntimeError):  # the capture is invalid, and says so once more when it is ended
+                graph.capture_end()
+            raise
+        graph.capture_end()
+        return graph
+
+
+@contextmanager
+def _on(stream: torch.cuda.Stream) -> Iterator[None]:
+    """Work on `stream`, in order with what the current stream did before and does after."""
+    current = torch.cuda.current_stream()
+    stream.wait_stream(current)
+    with torch.cuda.stream(stream):
+        yield
+    current.wait_stream(stream)
