@@ -16,6 +16,7 @@ from serve.api import (
     errors,
     events,
     gallery,
+    huggingface,
     jobs,
     me,
     openai,
@@ -95,6 +96,7 @@ def create_app(
         admin_keys,
         ops,
         kserve,
+        huggingface,
     )
     for concern in routers:
         app.include_router(concern.router)
