@@ -32,6 +32,7 @@ from serve.messages import (
     Tally,
     TaskReport,
 )
+from serve.metrics.statistics import Statistics
 from serve.quota import Usage
 from serve.settings import Settings
 
@@ -78,6 +79,9 @@ class Dispatcher:
         """A long poll, see Outboxes. Last, how often hot files were announced: at another number a Gateway looks."""
         self._jobs.counted(gateway_id, tally)
         return *await self._outboxes.poll(gateway_id, epoch, acknowledged, left, POLL_S), self._announced
+
+    async def statistics(self) -> Statistics:
+        return await self._jobs.statistics()
 
     async def metrics(self, gateway_id: str, tally: Tally | None) -> str:
         """With what this Gateway has counted until now, and all others."""

@@ -44,6 +44,7 @@ from serve.messages import (
     TaskReport,
     Terminal,
 )
+from serve.metrics.statistics import Statistics
 from serve.metrics.tally import Recorder
 from serve.quota import Usage
 
@@ -268,6 +269,10 @@ class RemoteService:
 
     async def hold(self, paused: bool) -> None:
         await self._call(lambda: self._dispatcher.hold.remote(paused))
+
+    async def statistics(self) -> Statistics:
+        statistics: Statistics = await self._call(self._dispatcher.statistics.remote)
+        return statistics
 
     async def metrics(self) -> str:
         tally = self.recorder.drain()

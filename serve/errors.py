@@ -178,6 +178,12 @@ class OutOfMemory(ZImageError):
     code = "out_of_memory"
 
 
+class NotOffered(ZImageError):
+    """A feature that the protocol knows and this service does not have."""
+
+    status, code, type = 501, "not_offered", "invalid_request_error"
+
+
 class DeviceLost(ZImageError):
     """The device of a replica answers no more: the replica is replaced, and its jobs go back to the queue."""
 

@@ -97,12 +97,14 @@ async def _keep_beating(service: Dispatcher, settings: Settings, engine: Engine,
 
 
 def _beat(service: Dispatcher, settings: Settings, engine: Engine, identity: str) -> None:
-    text_encoder = ReplicaState(replica_id="local-text-encoder", role="text_encoder", phase=Phase.READY)
+    device = str(Placement.choose(settings))
+    text_encoder = ReplicaState(replica_id="local-text-encoder", role="text_encoder", phase=Phase.READY, device=device)
     service.heartbeat(text_encoder)
     denoiser = ReplicaState(
         replica_id="local-denoiser",
         role="denoiser",
         phase=Phase.READY,
+        device=device,
         engine=identity,
         slots=settings.scheduler.window,
     )

@@ -67,6 +67,14 @@ class PresetUse:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """One request that is several jobs: all of them name it, and how many they are."""
+
+    id: str
+    jobs: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Submission:
     """A request on its way into the queue. `job_id` is a ULID minted by the caller: submitting it twice is one job.
 
@@ -90,6 +98,7 @@ class Submission:
     webhook_url: str | None = None
     quota: Quota | None = None
     preset: PresetUse | None = None
+    batch: Batch | None = None
 
     @property
     def own_prompt(self) -> str:

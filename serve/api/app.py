@@ -16,6 +16,7 @@ from serve.api import (
     errors,
     events,
     gallery,
+    huggingface,
     jobs,
     me,
     openai,
@@ -29,6 +30,7 @@ from serve.api.deps import Door
 from serve.api.docs import DocumentedApp
 from serve.api.envelope import Envelope
 from serve.api.gate import Gate
+from serve.api.kserve import routes as kserve
 from serve.api.measured import Measured
 from serve.api.slow_body import BodyDeadline
 from serve.assets.links import open_links
@@ -80,7 +82,22 @@ def create_app(
         hot=hot or HotFiles(presets),
         presets=presets,
     )
-    routers = (openai, jobs, events, ws, webhooks, gallery, pictures, presets_routes, me, admin, admin_keys, ops)
+    routers = (
+        openai,
+        jobs,
+        events,
+        ws,
+        webhooks,
+        gallery,
+        pictures,
+        presets_routes,
+        me,
+        admin,
+        admin_keys,
+        ops,
+        kserve,
+        huggingface,
+    )
     for concern in routers:
         app.include_router(concern.router)
     docs_page.install(app)

@@ -86,6 +86,18 @@ GENERATION: dict[str, Any] = {
     "openapi_extra": _body(GenerationBody.model_json_schema()),
     "responses": {200: _generated(), **_errors(400, 401, 403, 404, 408, 413, 422, 429, 500, 503, 507)},
 }
+TEXT_TO_IMAGE: dict[str, Any] = {
+    "summary": "Draw one picture, as Hugging Face's clients ask for it",
+    "openapi_extra": _body(
+        {
+            "title": "TextToImage",
+            "type": "object",
+            "required": ["inputs"],
+            "properties": {"inputs": {"type": "string"}, "parameters": {"type": "object"}},
+        }
+    ),
+    "responses": {200: _images("the picture"), **_errors(400, 401, 403, 404, 408, 413, 429, 500, 503, 507)},
+}
 CREATE_JOB: dict[str, Any] = {
     "summary": "Have pictures drawn, without waiting",
     "status_code": 202,

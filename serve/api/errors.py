@@ -15,6 +15,8 @@ from starlette.requests import HTTPConnection
 from starlette.routing import Match
 
 from serve.api.accept import PROBLEM, wants_problem
+from serve.api.kserve.errors import error_json as kserve_json
+from serve.api.kserve.errors import speaks_kserve
 from serve.errors import (
     AssetCorrupted,
     BodyTooSlow,
@@ -45,10 +47,12 @@ async def _answer(request: Request, error: Exception) -> Response:
 
 
 def error_response(request: Request, error: Exception) -> Response:
-    shown = _shown(request, error)
+    shown = shown_error(request, error)
     headers = _headers(shown)
     if isinstance(error, HTTPException):
         headers |= _allowed(request, error)
+    if speaks_kserve(request.url.path):
+        return JSONResponse(kserve_json(shown, request.state.request_id), shown.status, headers)
     if not wants_problem(request.headers.get("accept", "")):
         return JSONResponse({"error": error_body(request, shown)}, shown.status, headers)
     return JSONResponse(_problem(request, shown), shown.status, headers, media_type=PROBLEM)
@@ -56,7 +60,7 @@ def error_response(request: Request, error: Exception) -> Response:
 
 def error_body(request: HTTPConnection, error: Exception) -> dict[str, Any]:
     """OpenAI's four keys, always, and ours; `fragment` only where a part of a prompt is at fault."""
-    error = _shown(request, error)
+    error = shown_error(request, error)
     body = {
         "message": error.message,
         "type": error.type,
@@ -75,7 +79,7 @@ def from_info(info: ErrorInfo) -> ZImageError:
     return error
 
 
-def _shown(request: HTTPConnection, error: Exception) -> ZImageError:
+def shown_error(request: HTTPConnection, error: Exception) -> ZImageError:
     if isinstance(error, ZImageError):
         return error
     if isinstance(error, RequestValidationError):

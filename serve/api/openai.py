@@ -47,8 +47,8 @@ async def generate(request: Request, door: TheDoor) -> Response:
         order = await _submitted(door, order)
     if order.stream:
         return await _stream(request, door, order)
-    done = await unless_gone(request.receive, _finished(door, order))
-    return await (_raw(door, order, done) if order.raw else _json(request, door, order, done))
+    done = await unless_gone(request.receive, finished(door, order))
+    return await (raw_answer(door, order, done) if order.raw else _json(request, door, order, done))
 
 
 @router.get("/models", **MODELS)
@@ -87,7 +87,7 @@ def _events(door: Door, order: Order) -> AsyncGenerator[Event, None]:
     return follow(door.service, order.submission, timeout_s)
 
 
-async def _finished(door: Door, order: Order) -> Succeeded:
+async def finished(door: Door, order: Order) -> Succeeded:
     async with aclosing(_events(door, order)) as events:
         async for event in events:
             if isinstance(event, Succeeded):
@@ -104,7 +104,7 @@ def _check_kept(done: Succeeded) -> None:
             raise NotFound(f"picture {image.asset_id} has been deleted", hint=hint)
 
 
-async def _raw(door: Door, order: Order, done: Succeeded) -> Response:
+async def raw_answer(door: Door, order: Order, done: Succeeded) -> Response:
     asset = await door.assets.read(done.images[0].asset_id)
     headers = answers.headers(order, done.cache) | {"X-Asset-Id": asset.info.asset_id}
     return Response(asset.data, media_type=asset.media_type, headers=headers)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from serve.errors import ZImageError
+from serve.jobs.batches import Batches, Outcome
 from serve.jobs.job import Job
 from serve.jobs.record import JobRecord
 from serve.jobs.status import DEPLOYMENTS
 from serve.messages import (
     PRIORITIES,
+    Batch,
     CacheUse,
     Canceled,
     Expired,
@@ -36,14 +38,15 @@ class Accounting:
         self.model = model
         self._solo = solo
         self._tallies = Deduplicated()
+        self._batches = Batches()
         self.statistics = Statistics(model)
         self.registry = Registry(self.statistics, snapshot)
         self._declare()
 
-    def refused(self, error: ZImageError) -> None:
+    def refused(self, error: ZImageError, batch: Batch | None = None) -> None:
         """Never accepted, so no job: only counted."""
         self.registry.count("zimage_refusals_total", error.code)
-        self._fail("REJECTED", 0.0)
+        self._request(batch, Outcome(reason="REJECTED", took_s=0.0))
         if error.code in _MISSED:
             self._slo(met=lambda _: False)
 
@@ -70,9 +73,10 @@ class Accounting:
             self.statistics.denoiser.queue.add(waited_s)
         elif isinstance(end, Canceled):
             self.registry.count("zimage_cancellations_total", "queued" if job.started_at is None else "running")
-            self._fail("CANCELED", took_s)
+            self._request(submission.batch, Outcome(reason="CANCELED", took_s=took_s))
         else:
-            self._fail("BACKEND" if isinstance(end, Failed) else "OTHER", took_s)
+            reason: Reason = "BACKEND" if isinstance(end, Failed) else "OTHER"
+            self._request(submission.batch, Outcome(reason=reason, took_s=took_s))
         if isinstance(end, Failed | Expired):
             self._slo(met=lambda _: False)
 
@@ -127,13 +131,19 @@ class Accounting:
         self.registry.count("zimage_cache_requests_total", "skip" if submission.cache == "skip" else cache)
         self.registry.observe("zimage_request_duration_seconds", took_s, self.model)
         self.registry.observe("zimage_queue_duration_seconds", waited_s, self.model)
-        self.statistics.pipeline.success.add(took_s)
-        self.statistics.pipeline.queue.add(waited_s)
+        self._request(submission.batch, Outcome(reason=None, took_s=took_s, waited_s=waited_s))
         solo_s = self._solo(submission)
         self._slo(met=lambda alpha: took_s <= alpha * solo_s)
 
-    def _fail(self, reason: Reason, seconds: float) -> None:
-        self.statistics.pipeline.fail(reason, seconds)
+    def _request(self, batch: Batch | None, outcome: Outcome) -> None:
+        request = self._batches.add(batch, outcome)
+        if request is None:
+            return
+        if request.reason is not None:
+            self.statistics.pipeline.fail(request.reason, request.took_s)
+            return
+        self.statistics.pipeline.success.add(request.took_s)
+        self.statistics.pipeline.queue.add(request.waited_s)
 
     def _slo(self, met: Callable[[int], bool]) -> None:
         for alpha in SLO_ALPHAS:

@@ -54,7 +54,7 @@ class Arrivals:
             if job_id in self.jobs:
                 return job_id
             self._arriving[job_id] = self.tasks.spawn(self._accept(submission))
-            self._arriving[job_id].add_done_callback(partial(self._arrived, job_id))
+            self._arriving[job_id].add_done_callback(partial(self._arrived, submission))
         return await asyncio.shield(self._arriving[job_id])
 
     @property
@@ -67,10 +67,10 @@ class Arrivals:
         if job_id in self._arriving:
             await asyncio.wait({self._arriving[job_id]})
 
-    def _arrived(self, job_id: str, arriving: asyncio.Task[str]) -> None:
-        del self._arriving[job_id]
+    def _arrived(self, submission: Submission, arriving: asyncio.Task[str]) -> None:
+        del self._arriving[submission.job_id]
         if not arriving.cancelled() and isinstance(error := arriving.exception(), ZImageError):
-            self.accounting.refused(error)
+            self.accounting.refused(error, submission.batch)
 
     async def _accept(self, submission: Submission) -> str:
         if submission.idempotency_key is not None and (earlier := await self.store.repeated(submission)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from copy import deepcopy
 from functools import partial
 from typing import Any, TypeVar
 
@@ -63,6 +64,7 @@ from serve.messages import (
     Timings,
 )
 from serve.metrics.registry import Snapshot
+from serve.metrics.statistics import Statistics
 from serve.quota import Usage
 from serve.settings import Settings
 
@@ -245,6 +247,9 @@ class Dispatcher:
         log.warning("the queue is paused" if paused else "the queue goes on", waiting=len(self._queue))
         self._fill()
         self._room.publish()
+
+    async def statistics(self) -> Statistics:
+        return deepcopy(self.accounting.statistics)
 
     async def metrics(self) -> str:
         kept = await self._store.look(gallery.totals)

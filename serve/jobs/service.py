@@ -17,6 +17,7 @@ from serve.messages import (
     ServiceStatus,
     Submission,
 )
+from serve.metrics.statistics import Statistics
 from serve.quota import Usage
 
 
@@ -76,6 +77,9 @@ class ImageService(Protocol):
 
     async def hold(self, paused: bool) -> None:
         """Paused, nothing more is placed until it is resumed, also after a restart; jobs are taken in all the same."""
+
+    async def statistics(self) -> Statistics:
+        """Triton's counts of the whole service since it started, every answer that was given before included."""
 
     async def metrics(self) -> str:
         """The whole service in Prometheus' text format, every answer that was given before included."""
