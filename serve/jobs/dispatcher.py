@@ -17,6 +17,7 @@ from serve.jobs import gallery
 from serve.jobs.accounting import Accounting
 from serve.jobs.admission import Admission
 from serve.jobs.arrivals import Arrivals
+from serve.jobs.endings import Endings
 from serve.jobs.estimate import solo_seconds
 from serve.jobs.fleet import Backend, Fleet
 from serve.jobs.flights import Flights
@@ -91,6 +92,7 @@ class Dispatcher:
         self._keeper = Keeper(store, assets, settings.assets.retention, self._busy, self._forget_pictures)
         self._clock = clock
         self.accounting = Accounting(settings.served_model_name, self._snapshot, self._solo_s)
+        self._endings = Endings(settings)
         self._fleet = Fleet(settings.timeouts.heartbeat_s, self.accounting.lost)
         self._queue = JobQueue()
         self._jobs = Memory(clock)
@@ -109,6 +111,7 @@ class Dispatcher:
             fleet=self._fleet,
             admission=Admission(settings.queue, self._fleet, self._queue, self._jobs, self._flights),
             accounting=self.accounting,
+            endings=self._endings,
             tasks=self._tasks,
         )
         self._opened = clock()
@@ -134,6 +137,7 @@ class Dispatcher:
         await asyncio.gather(self.hand_back(), return_exceptions=True)  # a stale writer has nothing to hand back
         await self._tasks.close()
         await self._store.close()
+        await self._endings.close()
 
     async def hand_back(self) -> None:
         """Nothing runs any more, and no job is blamed for this end: what has not ended is the next Dispatcher's."""
@@ -458,6 +462,7 @@ class Dispatcher:
             await self._drop_pictures(job)
         await self._store.save(job.record())
         job.publish_end()
+        self._endings.ended(job)
         self._recent.add(job)
         self._jobs.ended(job)
 
