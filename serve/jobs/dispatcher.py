@@ -36,6 +36,7 @@ from serve.jobs.status import snapshot_of, status_of
 from serve.jobs.store import JobStore
 from serve.jobs.tasks import Tasks
 from serve.jobs.waiting import WaitingRoom
+from serve.logs import origin
 from serve.messages import (
     AssetQuery,
     AssetView,
@@ -386,14 +387,14 @@ class Dispatcher:
             error = ReplicaLost(f"the job lost its replica {most} times and is given up")
             self.end(job, Failed, error=ErrorInfo.of(error))
             return
-        log.warning("a replica was lost, the job is tried again", job_id=job.id, attempt=job.attempt)
+        log.warning("a replica was lost, the job is tried again", **origin(job.submission), attempt=job.attempt)
         self.accounting.retried()
         self.again(job, image)
 
     def failed(self, placement: Placement, error: Exception) -> None:
         """One image fails only itself; a deadline ends the job that has it."""
         job, task = placement.job, placement.task
-        info = _info(error, job_id=job.id, task_id=task.id)
+        info = _info(error, **origin(job.submission), task_id=task.id)
         if not isinstance(error, DeadlineExceeded):
             job.fail(task.image, info)
             self.finish(job)
@@ -552,7 +553,7 @@ class Dispatcher:
         return snapshot_of(self._fleet, self._jobs.active(), model, uptime_s)
 
     def broken(self, job: Job, error: Exception) -> None:
-        self.end(job, Failed, error=_info(error, job_id=job.id))
+        self.end(job, Failed, error=_info(error, **origin(job.submission)))
 
     def _superseded(self, error: StaleWriter) -> None:
         if not self._stopped:
