@@ -3,6 +3,7 @@
 CONFIG ?= config/serve.yaml
 PORT ?=
 DATA ?=
+RAY_METRICS_PORT ?=
 PYTEST_ARGS ?=
 PIP_ARGS ?=
 APT_PACKAGES := postgresql slapd nodejs npm prometheus
@@ -23,8 +24,8 @@ PYTHON ?= $(shell for python in python3.12 python3.11 python3 python; do \
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
 
-serve: $(INSTALLED) ## start the service: PORT=8123 DATA=/some/dir CONFIG=config/serve.gpu.yaml
-	@exec $(BIN)/python -m deployments.run $(CONFIG) $(if $(PORT),--port $(PORT)) $(if $(DATA),--data '$(DATA)')
+serve: $(INSTALLED) ## start the service: PORT=8123 DATA=/some/dir CONFIG=config/serve.gpu.yaml RAY_METRICS_PORT=8080
+	@exec $(BIN)/python -m deployments.run $(CONFIG) $(if $(PORT),--port $(PORT)) $(if $(DATA),--data '$(DATA)') $(if $(RAY_METRICS_PORT),--ray-metrics-port $(RAY_METRICS_PORT))
 
 test: $(INSTALLED) ## every test that a machine without a GPU can run in minutes: PYTEST_ARGS="-k weights"
 	$(BIN)/python -m pytest -m "not gpu and not nightly" $(PYTEST_ARGS)

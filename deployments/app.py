@@ -14,6 +14,7 @@ from deployments.placement import PlacedRouter
 from deployments.text_encoder import TextEncoder
 from serve.assets.open import check_assets
 from serve.settings import Settings
+from serve.tracing.open import check_tracing
 from serve.weights import resolve, verify
 
 
@@ -30,6 +31,7 @@ def build(settings: Settings) -> Application:
     folder = resolve(settings)
     verify(folder)
     check_assets(settings)
+    check_tracing(settings)
     settings = settings.model_copy(update={"data": settings.data.resolve(), "presets": _hot_file(settings.presets)})
     placed = RequestRouterConfig(request_router_class=f"{PlacedRouter.__module__}.{PlacedRouter.__name__}")
     node = home(settings)

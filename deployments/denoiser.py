@@ -8,8 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import structlog
+
 from deployments import nodes
 from deployments.replica import Membership, replica_id
+from serve import logs
 from serve.assets.open import open_assets
 from serve.messages import Generated, Phase, ReplicaState, Task
 from serve.settings import Settings
@@ -50,6 +53,10 @@ class Denoiser:
 
     async def generate(self, task: Task, embedding: Embedding, negative: Embedding | None = None) -> Generated:
         """Answers once, when the picture is stored; a cancelled call stops it at the next step."""
+        with structlog.contextvars.bound_contextvars(**logs.origin(task)):
+            return await self._generate(task, embedding, negative)
+
+    async def _generate(self, task: Task, embedding: Embedding, negative: Embedding | None) -> Generated:
         try:
             generated = await self._generator.generate(task, embedding, negative, self._membership.report)
             if task.previews:

@@ -11,6 +11,7 @@ from ray.serve.handle import DeploymentHandle
 from deployments import nodes
 from deployments.host import bound_host
 from deployments.remote import RemoteBackend
+from deployments.replica import process_name
 from serve import logs
 from serve.access.keys import ApiKey
 from serve.api.webhooks import open_courier
@@ -48,7 +49,7 @@ class Dispatcher:
         nodes.stay(node)
         self._node = node
         self._warnings: tuple[str, ...] = ()
-        logs.configure(settings.log_format)
+        logs.configure(settings.log_format, process_name())
         store = store_of(settings)
         self._jobs = Jobs(settings, RemoteBackend(text_encoder, denoiser), store, open_assets(settings))
         await self._jobs.open()

@@ -11,7 +11,7 @@ from ray.serve.handle import DeploymentHandle
 from deployments import nodes
 from deployments.host import bound_host
 from deployments.remote import RemoteService, detached
-from deployments.replica import replica_id
+from deployments.replica import process_name, replica_id
 from serve import logs
 from serve.access_settings import is_loopback
 from serve.api.app import create_app
@@ -29,7 +29,7 @@ class Gateway:
         self, settings: Settings, folder: Path, dispatcher: DeploymentHandle, node: str | None = None
     ) -> None:
         nodes.stay(node)
-        logs.configure(settings.log_format)
+        logs.configure(settings.log_format, process_name())
         self._settings = settings
         self._service = RemoteService(dispatcher, replica_id())
         self._presets = hot_presets(settings)

@@ -28,6 +28,12 @@ def replica_id() -> str:
     return str(serve.get_replica_context().replica_id.unique_id)
 
 
+def process_name() -> str:
+    """As log lines call it."""
+    replica = serve.get_replica_context().replica_id
+    return f"{replica.deployment_id.name}/{replica.unique_id}"
+
+
 def dispatcher_handle() -> DeploymentHandle:
     return by_message(serve.get_deployment_handle("Dispatcher", serve.get_replica_context().app_name))
 
@@ -36,7 +42,7 @@ class Membership:
     """A replica's link to the Dispatcher. Reports are coalesced to four messages a second over all its tasks."""
 
     def __init__(self, settings: Settings, state: ReplicaState) -> None:
-        logs.configure(settings.log_format)
+        logs.configure(settings.log_format, process_name())
         self._dispatcher = RemoteDispatcher(dispatcher_handle())
         self.recorder = Recorder()
         self._born = time.monotonic()

@@ -31,6 +31,7 @@ from serve.errors import ConfigError, ZImageError
 from serve.jobs.keys import check_way_in, opened_keys
 from serve.port import check_port
 from serve.settings import Settings
+from serve.tracing.open import check_tracing
 from serve.weights import bytes_of, resolve, verify
 
 if TYPE_CHECKING:
@@ -67,12 +68,13 @@ def main() -> None:
     parser.add_argument("config", type=Path)
     parser.add_argument("--port", type=int, help="instead of http_options.port")
     parser.add_argument("--data", type=Path, help="instead of args.data")
+    parser.add_argument("--ray-metrics-port", type=int, help="where Ray's own metrics are scraped; default: any free")
     options = parser.parse_args()
     set_environment()
     for signum in STOPS:
         signal.signal(signum, _interrupt)
     try:
-        run(options.config, options.port, options.data)
+        run(options.config, options.port, options.data, options.ray_metrics_port)
     except ZImageError as error:
         print(f"error: {error.message}" + (f"\nfix: {error.hint}" if error.hint else ""), file=sys.stderr)
         sys.exit(2)
@@ -80,7 +82,7 @@ def main() -> None:
         sys.exit(130)
 
 
-def run(config: Path, port: int | None, data: Path | None) -> None:
+def run(config: Path, port: int | None, data: Path | None, ray_metrics_port: int | None = None) -> None:
     """Serves until SIGINT or SIGTERM. Raises ConfigError for whatever would not have worked."""
     began = time.monotonic()
     start = prepare(config, port, data)
@@ -90,7 +92,7 @@ def run(config: Path, port: int | None, data: Path | None) -> None:
         rendered.write_text(start.rendered)
         print(f"{start.summary}\nstarting: processes", flush=True)
         try:
-            with _ray():
+            with _ray(ray_metrics_port):
                 _deploy(rendered)
                 _wait_until_ready(start)
                 print(_welcome(start, time.monotonic() - began), flush=True)
@@ -108,6 +110,7 @@ def prepare(config: Path, port: int | None, data: Path | None) -> Start:
     where = (data or served.settings.data).expanduser()
     check_writable(where)
     check_assets(served.settings)
+    check_tracing(served.settings)
     asyncio.run(_check_way_in(served.settings.model_copy(update={"data": where}), served.host))
     summary = f"{config}: model {served.settings.model} ({bytes_of(folder) / 1e6:,.1f} MB), data in {where.absolute()}"
     return Start(served.host, port or served.port, render(config, port, data), summary)
@@ -139,6 +142,7 @@ def set_environment() -> None:
     os.environ |= {
         "RAY_AUTH_MODE": "token",  # Ray's own ports are open on all interfaces, and run what they are sent
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_DEDUP_LOGS": "0",  # lines of two processes that look alike are two events
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "1",
         "TQDM_DISABLE": "1",
@@ -174,7 +178,7 @@ def _own_folder(port: int) -> Iterator[Path]:
 
 
 @contextmanager
-def _ray() -> Iterator[None]:
+def _ray(metrics_port: int | None) -> Iterator[None]:
     """A Ray of its own, which ends with this process however that ends."""
     import ray  # noqa: PLC0415
     from ray import serve  # noqa: PLC0415
@@ -188,6 +192,7 @@ def _ray() -> Iterator[None]:
         include_dashboard=False,
         object_store_memory=OBJECT_STORE_BYTES,
         logging_level="WARNING",
+        _metrics_export_port=metrics_port,
     )
     signal.signal(signal.SIGTERM, _interrupt)
     try:

@@ -80,7 +80,8 @@ class Submission:
 
     `seeded` says that the caller chose the seed: a picture of a random one is never answered from the cache, nor kept
     in it. With `cache="skip"` a result is neither looked up nor shared while it is drawn, but kept for others. `quota`
-    is the user's at this moment; None where access is open, and nothing is counted.
+    is the user's at this moment; None where access is open, and nothing is counted. `request_id` is that of the HTTP
+    request that it came with, `traceparent` the header of this name, as it was sent.
     """
 
     job_id: str
@@ -99,6 +100,8 @@ class Submission:
     quota: Quota | None = None
     preset: PresetUse | None = None
     batch: Batch | None = None
+    request_id: str | None = None
+    traceparent: str | None = None
 
     @property
     def own_prompt(self) -> str:
@@ -274,6 +277,8 @@ class Task:
     attempt: int
     replica_id: str
     user: str = "anonymous"
+    request_id: str | None = None
+    traceparent: str | None = None
 
     @property
     def seed(self) -> int:
@@ -292,13 +297,25 @@ class Tally:
     observed: dict[Series, list[float]] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Unix seconds, by the clock of the machine where it happened."""
+
+    began: float
+    ended: float
+
+
+Stage = Literal["encode", "denoise", "decode", "file"]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Generated:
     """A replica's one answer to a task: when its first step began (Unix seconds), and seconds spent on it.
 
     A batch counts for each of its members, but its one execution is shared among them: `executions` is this one's part.
     `encodings` is that of the text encoder's, 0 where it remembered the prompts.
-    `tally` is what the replica has counted since its last one.
+    `tally` is what the replica has counted since its last one. `spans` say when each stage was at work, waiting within
+    it included; one that did not happen, as the encoding of a remembered prompt, is not there.
     """
 
     image: StoredImage
@@ -310,6 +327,7 @@ class Generated:
     executions: float = 0.0
     encodings: float = 0.0
     tally: Tally | None = None
+    spans: dict[Stage, Span] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

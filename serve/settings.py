@@ -144,6 +144,15 @@ class WebhookSettings(_Section):
     concurrency_per_host: int = Field(4, ge=1)
 
 
+class TracingSettings(_Section):
+    """OpenTelemetry; needs the extra `tracing`."""
+
+    endpoint: str | None = Field(
+        None, pattern=r"^https?://[^\s]+$", description="OTLP over HTTP, such as http://localhost:4318; default: off"
+    )
+    service_name: str = Field("zimage", min_length=1)
+
+
 class Settings(_Section):
     """Everything that needs a restart to change."""
 
@@ -157,6 +166,7 @@ class Settings(_Section):
     )
     jobs_ttl_s: int = Field(30 * 24 * 3600, ge=1, description="ended jobs are forgotten after this long")
     log_format: Literal["console", "json"] = "console"
+    log_prompts: bool = Field(False, description="prompts in the log lines of jobs")
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp8"] = "auto"
     vram_limit: ByteSize | None = Field(None, ge=1 << 20, description="of the GPU's memory, for one Denoiser: '24GB'")
@@ -181,6 +191,7 @@ class Settings(_Section):
     assets: AssetSettings = AssetSettings()
     webhooks: WebhookSettings = WebhookSettings()
     access: AccessSettings = AccessSettings()
+    tracing: TracingSettings = TracingSettings()
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> Settings:

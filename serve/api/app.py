@@ -26,6 +26,7 @@ from serve.api import (
     ws,
 )
 from serve.api import assets as pictures
+from serve.api.access_log import AccessLog
 from serve.api.deps import Door
 from serve.api.docs import DocumentedApp
 from serve.api.envelope import Envelope
@@ -41,6 +42,7 @@ from serve.jobs.service import ImageService
 from serve.metrics.tally import Recorder
 from serve.presets.catalog import Catalog
 from serve.presets.hot import no_presets
+from serve.pseudonym import Pseudonyms
 from serve.secret import derived, secret_of
 from serve.settings import Settings
 from serve.tokens import PromptTokens
@@ -111,7 +113,7 @@ def create_app(
         exposed=exposed and settings.access.mode != "open",
     )
     app.add_middleware(Envelope, echo=echo_request_id)
-    app.add_middleware(Measured, recorder=recorder or Recorder())
+    app.add_middleware(Measured, recorder=recorder or Recorder(), access_log=AccessLog(Pseudonyms.of(settings)))
     return app
 
 

@@ -30,7 +30,7 @@ _JOB_ID = re.compile("[0-7][0-9A-HJKMNP-TV-Z]{25}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Door:
-    """For one request: `caller` is who sends it."""
+    """For one request: `caller` is who sends it, `traceparent` the header, where there is a valid one."""
 
     service: ImageService
     assets: AssetStore
@@ -45,6 +45,8 @@ class Door:
     hot: HotFiles
     presets: Hot[Catalog]
     caller: Caller = NOBODY
+    request_id: str | None = None
+    traceparent: str | None = None
 
     @property
     def user(self) -> str:
@@ -107,7 +109,9 @@ def is_job_id(text: str) -> bool:
 
 
 async def _door(connection: HTTPConnection) -> Door:
-    return replace(cast(Door, connection.app.state.door), caller=connection.state.caller)
+    state = connection.state
+    door = cast(Door, connection.app.state.door)
+    return replace(door, caller=state.caller, request_id=state.request_id, traceparent=state.traceparent)
 
 
 TheDoor = Annotated[Door, Depends(_door)]

@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ulid import ULID
 
 from serve.api.errors import error_response
+from serve.traceparent import parent_of
 
 _REQUEST_ID = re.compile("[!-~]{1,128}")
 
@@ -32,8 +33,9 @@ class Envelope:
             return
         headers = Headers(scope=scope)
         request_id = _request_id(headers.get("x-request-id"))
-        scope.setdefault("state", {})["request_id"] = request_id
-        traced = {"traceparent": headers["traceparent"][:128]} if "traceparent" in headers else {}
+        parent = parent_of(headers.get("traceparent"))
+        scope.setdefault("state", {}).update(request_id=request_id, traceparent=str(parent) if parent else None)
+        traced = {"trace_id": parent.trace_id} if parent else {}
         with structlog.contextvars.bound_contextvars(request_id=request_id, **traced):
             if scope["type"] == "websocket":
                 await self._app(scope, receive, send)

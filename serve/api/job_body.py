@@ -46,6 +46,8 @@ def resolve_job(door: Door, body: JobBody, unknown: list[str], parent_id: str | 
         parent_id=parent_id,
         webhook_url=body.webhook_url,
         preset=resolved.preset,
+        request_id=door.request_id,
+        traceparent=door.traceparent,
     )
     return submission, resolved
 

@@ -80,6 +80,8 @@ def resolve(door: Door, body: GenerationBody, unknown: list[str], raw: RawBytes 
         seeded=body.seed is not None,
         cache=body.cache or "auto",
         preset=resolved.preset,
+        request_id=door.request_id,
+        traceparent=door.traceparent,
     )
     return Order(
         submission=submission,

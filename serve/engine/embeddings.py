@@ -29,7 +29,7 @@ class RememberingEncoder:
         """What is known; it took no time."""
         with self._lock:
             known = self._known.get(prompt)
-        return None if known is None else replace(known, seconds=0.0, executions=0.0)
+        return None if known is None else replace(known, seconds=0.0, executions=0.0, encoding=None)
 
     def encode(self, prompts: list[str]) -> list[Embedding]:
         """Embedding `i` [L_i, C] belongs to prompt `i`; one forward for those that are new, each once."""

@@ -21,7 +21,7 @@ from serve.engine.schedule import Entry, Policy, Shape
 from serve.engine.turns import Turn, Turns
 from serve.engine.zimage import pad_length
 from serve.errors import DeadlineExceeded, DeviceLost, OutOfMemory, ZImageError
-from serve.messages import Phase, ReplicaState
+from serve.messages import Phase, ReplicaState, Span
 from serve.metrics.tally import Recorder
 from serve.step_times import StepTimes
 
@@ -257,6 +257,7 @@ class Engine:
                 self._recover([flight], error, self._step_again)
                 continue
             if flight.arrived:
+                flight.denoised_at = time.time()
                 arrived.append(flight)
         self._landing += [arrived[at : at + self.decode_batch] for at in range(0, len(arrived), self.decode_batch)]
 
@@ -286,7 +287,7 @@ class Engine:
         if not flights:
             return
         self._beat = started = self.clock()
-        failure = None
+        began, failure = time.time(), None
         try:
             pictures = self.decoder.decode([flight.picture(flight.latents) for flight in flights])
         except Exception as error:
@@ -297,9 +298,11 @@ class Engine:
         seconds = self.clock() - started
         self.times.observe_decode(flights[0].entry.shape.pixels, seconds / len(flights))
         self.recorder.observe("zimage_batch_size", len(flights), "decode")
+        decoding = Span(began, time.time())
         for flight, pixels in zip(flights, pictures, strict=True):
             del self._flights[flight.entry.id]
-            flight.outcome.result(Drawn(pixels, flight.started_at, flight.denoise_s, seconds, flight.executions))
+            spent = flight.denoise_s, seconds, flight.executions
+            flight.outcome.result(Drawn(pixels, flight.started_at, *spent, flight.denoised_at, decoding))
 
     def _synchronize(self) -> None:
         if self.transformer.device.type == "cuda":
@@ -329,7 +332,9 @@ class Engine:
             flight.retried = flight.step
             again(flights)
             return
-        log.error("a step failed", task_id=flight.entry.id, exc_info=error)  # its caller is told no more than that
+        log.error(
+            "a step failed", task_id=flight.entry.id, **flight.generation.origin, exc_info=error
+        )  # its caller is told no more than that
         if not isinstance(error, torch.OutOfMemoryError):
             error = ZImageError("the model failed on this request")
         self._fail(flight, self._explain(flight.generation, error))

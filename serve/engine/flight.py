@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -13,13 +13,17 @@ from torch import Tensor
 from serve.engine.decode import Pixels
 from serve.engine.schedule import Entry
 from serve.engine.zimage import Caption, Row, Schedule, unpatchify
+from serve.messages import Span
 
 OnStep = Callable[[int, Pixels | None], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Generation:
-    """One picture to draw. `deadline` is in seconds of the engine's clock; embeddings are [L, C]."""
+    """One picture to draw. `deadline` is in seconds of the engine's clock; embeddings are [L, C].
+
+    `origin` is what log lines about it say.
+    """
 
     id: str
     height: int
@@ -33,6 +37,7 @@ class Generation:
     hard_deadline: bool
     alone: bool
     preview_steps: frozenset[int]
+    origin: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +45,7 @@ class Drawn:
     """RGB [H, W, 3]; when the first step began (Unix seconds); seconds of the work it took part in.
 
     `executions` is its part of them: of a step that three shared a third, of all steps together one where it was alone.
+    The last step ended at `denoised_at`; `decoding` is the time of the batch that decoded it.
     """
 
     pixels: Pixels
@@ -47,6 +53,8 @@ class Drawn:
     denoise_s: float
     decode_s: float
     executions: float
+    denoised_at: float
+    decoding: Span
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +89,7 @@ class Flight:
     step: int = 0
     retried: int = -1
     started_at: float = 0.0
+    denoised_at: float = 0.0
     denoise_s: float = 0.0
     executions: float = 0.0
 

@@ -16,7 +16,8 @@ from serve.engine.decode import Pixels
 from serve.engine.engine import Engine
 from serve.engine.flight import Generation
 from serve.engine.text import Embedding
-from serve.messages import Generated, StoredImage, Task, TaskPreview, TaskReport, TaskStepped
+from serve.logs import origin
+from serve.messages import Generated, Span, Stage, StoredImage, Task, TaskPreview, TaskReport, TaskStepped
 from serve.settings import Settings
 
 Report = Callable[[TaskReport], None]
@@ -41,8 +42,15 @@ class Generator:
 
         drawn = await self.engine.draw(self._generation(task, embedding, negative), on_step)
         await previews.finish()
-        began = time.perf_counter()
+        began, filing = time.perf_counter(), time.time()
         image = await self._store(task, drawn.pixels)
+        spans: dict[Stage, Span] = {
+            "denoise": Span(drawn.started_at, drawn.denoised_at),
+            "decode": drawn.decoding,
+            "file": Span(filing, time.time()),
+        }
+        if (encoding := _together(embedding, negative)) is not None:
+            spans["encode"] = encoding
         return Generated(
             image=image,
             started_at=drawn.started_at,
@@ -53,6 +61,7 @@ class Generator:
             file_s=time.perf_counter() - began,
             executions=drawn.executions,
             tally=self.engine.recorder.drain(),
+            spans=spans,
         )
 
     def _generation(self, task: Task, embedding: Embedding, negative: Embedding | None) -> Generation:
@@ -70,6 +79,7 @@ class Generator:
             hard_deadline=task.hard_deadline,
             alone=request.deterministic,
             preview_steps=preview_steps(request.steps, task.previews),
+            origin=origin(task),
         )
 
     async def _store(self, task: Task, pixels: Pixels) -> StoredImage:
@@ -92,6 +102,12 @@ class Generator:
     async def in_files(self, work: Callable[[], bytes]) -> bytes:
         """Runs the encoding of a file off the event loop."""
         return await asyncio.get_running_loop().run_in_executor(self.files, work)
+
+
+def _together(*embeddings: Embedding | None) -> Span | None:
+    """From the first to the last that was encoded; None where all were remembered."""
+    spans = [embedding.encoding for embedding in embeddings if embedding is not None and embedding.encoding is not None]
+    return Span(min(span.began for span in spans), max(span.ended for span in spans)) if spans else None
 
 
 async def _to_its_end(writing: Coroutine[Any, Any, object]) -> None:

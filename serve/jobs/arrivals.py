@@ -11,6 +11,7 @@ from typing import Protocol
 from serve.errors import StaleWriter, ZImageError
 from serve.jobs.accounting import Accounting
 from serve.jobs.admission import Admission
+from serve.jobs.endings import Endings
 from serve.jobs.fleet import Fleet
 from serve.jobs.flights import Flights
 from serve.jobs.job import Job
@@ -44,6 +45,7 @@ class Arrivals:
     fleet: Fleet
     admission: Admission
     accounting: Accounting
+    endings: Endings
     tasks: Tasks
     _arriving: dict[str, asyncio.Task[str]] = field(default_factory=dict)
 
@@ -80,6 +82,7 @@ class Arrivals:
             self.jobs.remember(answered)
             if answered.id == submission.job_id:
                 self.accounting.answered(answered)
+                self.endings.answered(answered)
             return answered.id
         key = self.results.key(submission, cache_key)
         joins = key is not None and self.flights.leader(key) is not None

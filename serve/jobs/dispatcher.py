@@ -18,6 +18,7 @@ from serve.jobs import gallery
 from serve.jobs.accounting import Accounting
 from serve.jobs.admission import Admission
 from serve.jobs.arrivals import Arrivals
+from serve.jobs.endings import Endings
 from serve.jobs.estimate import solo_seconds
 from serve.jobs.fleet import Backend, Fleet
 from serve.jobs.flights import Flights
@@ -36,6 +37,7 @@ from serve.jobs.status import snapshot_of, status_of
 from serve.jobs.store import JobStore
 from serve.jobs.tasks import Tasks
 from serve.jobs.waiting import WaitingRoom
+from serve.logs import origin
 from serve.messages import (
     AssetQuery,
     AssetView,
@@ -93,6 +95,7 @@ class Dispatcher:
         self._keeper = Keeper(store, assets, settings.assets.retention, self._busy, self._forget_pictures)
         self._clock = clock
         self.accounting = Accounting(settings.served_model_name, self._snapshot, self._solo_s)
+        self._endings = Endings(settings)
         self._fleet = Fleet(settings.timeouts.heartbeat_s, self.accounting.lost)
         self._queue = JobQueue()
         self._jobs = Memory(clock)
@@ -111,6 +114,7 @@ class Dispatcher:
             fleet=self._fleet,
             admission=Admission(settings.queue, self._fleet, self._queue, self._jobs, self._flights),
             accounting=self.accounting,
+            endings=self._endings,
             tasks=self._tasks,
         )
         self._opened = clock()
@@ -136,6 +140,7 @@ class Dispatcher:
         await asyncio.gather(self.hand_back(), return_exceptions=True)  # a stale writer has nothing to hand back
         await self._tasks.close()
         await self._store.close()
+        await self._endings.close()
 
     async def hand_back(self) -> None:
         """Nothing runs any more, and no job is blamed for this end: what has not ended is the next Dispatcher's."""
@@ -387,14 +392,14 @@ class Dispatcher:
             error = ReplicaLost(f"the job lost its replica {most} times and is given up")
             self.end(job, Failed, error=ErrorInfo.of(error))
             return
-        log.warning("a replica was lost, the job is tried again", job_id=job.id, attempt=job.attempt)
+        log.warning("a replica was lost, the job is tried again", **origin(job.submission), attempt=job.attempt)
         self.accounting.retried()
         self.again(job, image)
 
     def failed(self, placement: Placement, error: Exception) -> None:
         """One image fails only itself; a deadline ends the job that has it."""
         job, task = placement.job, placement.task
-        info = _info(error, job_id=job.id, task_id=task.id)
+        info = _info(error, **origin(job.submission), task_id=task.id)
         if not isinstance(error, DeadlineExceeded):
             job.fail(task.image, info)
             self.finish(job)
@@ -463,6 +468,7 @@ class Dispatcher:
             await self._drop_pictures(job)
         await self._store.save(job.record())
         job.publish_end()
+        self._endings.ended(job)
         self._recent.add(job)
         self._jobs.ended(job)
 
@@ -552,7 +558,7 @@ class Dispatcher:
         return snapshot_of(self._fleet, self._jobs.active(), model, uptime_s)
 
     def broken(self, job: Job, error: Exception) -> None:
-        self.end(job, Failed, error=_info(error, job_id=job.id))
+        self.end(job, Failed, error=_info(error, **origin(job.submission)))
 
     def _superseded(self, error: StaleWriter) -> None:
         if not self._stopped:

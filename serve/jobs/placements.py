@@ -76,6 +76,8 @@ class Placements:
             attempt=job.attempt,
             replica_id=replica_id,
             user=job.submission.user,
+            request_id=job.submission.request_id,
+            traceparent=job.submission.traceparent,
         )
         job.placed.add(image)
         placement = self._placed[task_id] = Placement(job, task, job.attempt)

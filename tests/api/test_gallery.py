@@ -3,15 +3,14 @@
 import asyncio
 import hashlib
 import json
-from dataclasses import replace
 
 import httpx
 import pytest
 import pytest_asyncio
 from ulid import ULID
 
+from serve.access.caller import Caller
 from serve.api.app import create_app
-from serve.access.caller import NOBODY
 from serve.assets.local import LocalAssets
 from serve.errors import StoreFull
 
@@ -48,7 +47,11 @@ def path(url: str) -> str:
 def nobody(app, service, settings):
     """The same service behind the door of another user."""
     other = create_app(service, service.assets, service.prompts, settings)
-    other.state.door = replace(other.state.door, caller=replace(NOBODY, user="somebody else"))
+
+    async def somebody_else(connection: object) -> Caller:
+        return Caller(user="somebody else", role="user", via="key")
+
+    other.state.door.access.caller = somebody_else
     return httpx.AsyncClient(transport=httpx.ASGITransport(other), base_url="http://door")
 
 

@@ -33,9 +33,10 @@ class Server:
     log: Path
 
     @classmethod
-    def start(cls, data: Path, config: str | Path = "config/serve.yaml") -> Server:
+    def start(cls, data: Path, config: str | Path = "config/serve.yaml", *options: str) -> Server:
         port, log = free_port(), data / "server.log"
-        command = [sys.executable, "-m", "deployments.run", str(config), "--port", str(port), "--data", str(data)]
+        where = ["--port", str(port), "--data", str(data)]
+        command = [sys.executable, "-m", "deployments.run", str(config), *where, *options]
         with log.open("wb") as output:
             process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output, start_new_session=True)
         server = cls(process, f"http://127.0.0.1:{port}", log)
