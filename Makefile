@@ -5,8 +5,8 @@ PORT ?=
 DATA ?=
 PYTEST_ARGS ?=
 PIP_ARGS ?=
-APT_PACKAGES := postgresql slapd nodejs npm
-NPM_PACKAGES := oidc-provider@9.13.3
+APT_PACKAGES := postgresql slapd nodejs npm chromium
+NPM_PACKAGES := oidc-provider@9.13.3 axe-core@4.14.1
 
 VENV := .venv
 BIN := $(VENV)/bin

@@ -20,6 +20,7 @@ from serve.api import (
     me,
     openai,
     ops,
+    page,
     presets_routes,
     webhooks,
     ws,
@@ -76,7 +77,7 @@ def create_app(
         hot=hot or HotFiles(presets),
         presets=presets,
     )
-    routers = (openai, jobs, events, ws, webhooks, gallery, pictures, presets_routes, me, admin, admin_keys, ops)
+    routers = (openai, jobs, events, ws, webhooks, gallery, pictures, presets_routes, me, admin, admin_keys, ops, page)
     for concern in routers:
         app.include_router(concern.router)
     docs_page.install(app)

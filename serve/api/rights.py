@@ -10,6 +10,8 @@ from starlette.types import Scope
 from serve.access.roles import Right
 
 RIGHTS: dict[str, Right] = {
+    "GET /": Right.OPEN,
+    "GET /ui/{name}": Right.OPEN,
     "GET /healthz": Right.OPEN,
     "GET /readyz": Right.OPEN,
     "GET /metrics": Right.METRICS,

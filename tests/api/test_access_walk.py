@@ -18,6 +18,8 @@ EVERYBODY = STRANGERS + KNOWN
 
 # Who is let in. Of "{job_id}" all others than its owner `ada` and admins are told 404.
 ALLOWED = {
+    "GET /": EVERYBODY,
+    "GET /ui/{name}": EVERYBODY,
     "GET /healthz": EVERYBODY,
     "GET /readyz": EVERYBODY,
     "GET /docs": KNOWN,
@@ -74,7 +76,7 @@ async def ask(service, client: httpx.AsyncClient, route: str, name: str, job_id:
     if path.endswith("/events"):
         method = "HEAD"  # the stream of this job would never end
     path = path.replace("{job_id}", job_id).replace("{key_id}", "none").replace("{model}", "z-image-turbo")
-    path = path.replace("{asset_id}", f"{job_id}-0")
+    path = path.replace("{asset_id}", f"{job_id}-0").replace("{name}", "app.js")
     return await client.request(method, path, headers=service.headers(name), json={} if method == "POST" else None)
 
 
