@@ -9,7 +9,7 @@ import { start, stop } from "./live.js";
 import { Make, bring } from "./make.js";
 import { Dialog, ErrorBox, IconButton, Toasts, failed } from "./parts.js";
 import { remember, state, update, use } from "./store.js";
-import { t, useLang } from "./texts.js";
+import { few, has, t, useLang } from "./texts.js";
 
 const THEMES = ["auto", "light", "dark"];
 
@@ -55,11 +55,11 @@ function Status() {
   const connection = use((s) => s.connection), stats = use((s) => s.stats), me = use((s) => s.me);
   const parts = [];
   if (stats && connection === "online") {
-    parts.push(stats.ready ? t("replicas", stats.denoisers) : t("not_ready"), t("in_queue", stats.queue_length, stats.active_requests));
+    parts.push(stats.ready ? t(stats.denoisers === 1 ? "replica" : "replicas", stats.denoisers) : t("not_ready"), t("in_queue", stats.queue_length, stats.active_requests));
     if (stats.paused) parts.push(t("is_paused"));
     if (stats.gpu_memory_total_gb) parts.push(t("vram", stats.gpu_memory_used_gb?.toFixed(1) ?? "–", stats.gpu_memory_total_gb.toFixed(1)));
   }
-  for (const one of me?.quota ?? []) parts.push(t("quota", one.name, Math.floor(one.remaining), one.limit));
+  for (const one of me?.quota ?? []) parts.push(t("quota", has(`q_${one.name}`) ? t(`q_${one.name}`) : one.name, few(one.remaining), few(one.limit)));
   return html`<footer class="status">
     <span class=${`dot ${connection}`} aria-hidden="true"></span><span role="status">${t(connection)}</span>
     ${parts.map((part) => html`<span>${part}</span>`)}

@@ -39,19 +39,25 @@ function body() {
 
 // What may have been accepted before the connection broke is sent again under the same key.
 let unsure = null;
+const sending = new Set(); // a second click on the same is one; another prompt is another job
 
 export async function draw() {
   const sent = body(), text = JSON.stringify(sent);
+  if (sending.has(text)) return;
+  sending.add(text);
   if (unsure?.text !== text) unsure = { text, key: key() };
   try {
     put(await post("/v1/jobs", sent, { "Idempotency-Key": unsure.key }));
     unsure = null;
     update({ formError: null });
+    if (matchMedia("(max-width: 820px)").matches) document.querySelector(".feed")?.scrollIntoView({ behavior: "smooth" });
   } catch (error) {
     if (!(error instanceof ApiError)) throw error;
     if (error.status) unsure = null;
     update({ formError: { error: error.error, prompt: sent.prompt } });
     showFragment(error.error.fragment, sent.prompt);
+  } finally {
+    sending.delete(text);
   }
 }
 
@@ -118,7 +124,7 @@ function Size({ form }) {
       ${ASPECTS.map(([name, across, down]) => html`<button type="button" class="chip" key=${name} aria-pressed=${form.size === sized(across, down)} onClick=${() => setForm({ size: sized(across, down) })}>
         <svg class="aspect" viewBox="0 0 20 20" aria-hidden="true"><rect x=${10 - (8 * across) / Math.max(across, down)} y=${10 - (8 * down) / Math.max(across, down)} width=${(16 * across) / Math.max(across, down)} height=${(16 * down) / Math.max(across, down)} rx="1.5" /></svg>${name}</button>`)}
     </div>
-    <div class="row">
+    <div class="row sides">
       <${Number_} label=${t("width")} value=${width} min="64" max=${side} step="16" onValue=${(w) => set(w, height)} />
       <${Number_} label=${t("height")} value=${height} min="64" max=${side} step="16" onValue=${(h) => set(width, h)} />
     </div>
@@ -138,25 +144,25 @@ function Seed({ form }) {
 export function Make() {
   useLang();
   const form = use((s) => s.form), catalog = use((s) => s.catalog), problem = use((s) => s.formError), jobs = use((s) => s.jobs), me = use((s) => s.me);
-  const [busy, setBusy] = useState(false);
+  const [busy, setBusy] = useState(0);
   const file = useRef();
   const submit = async (event) => {
     event?.preventDefault();
-    if (busy || !state.form.prompt.trim()) return;
-    setBusy(true);
-    try { await draw(); } finally { setBusy(false); }
+    if (!state.form.prompt.trim()) return;
+    setBusy((n) => n + 1);
+    try { await draw(); } finally { setBusy((n) => n - 1); }
   };
   const keys = (event) => { if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) submit(event); };
   const pictures = samples(jobs), most = limits();
   const text = (id, label, hint, rows) => html`<label class="field" for=${id}>${label}
     <textarea id=${id} rows=${rows} value=${form[id === "prompt" ? "prompt" : "negative_prompt"]} placeholder=${hint} onKeyDown=${keys} dir="auto"
       aria-invalid=${id === "prompt" && !!problem?.error.fragment}
-      onInput=${(event) => { setForm({ [id === "prompt" ? "prompt" : "negative_prompt"]: event.target.value }); if (problem) update({ formError: null }); }}></textarea></label>`;
+      onInput=${(event) => { setForm({ [id === "prompt" ? "prompt" : "negative_prompt"]: event.target.value }); if (state.formError) update({ formError: null }); }}></textarea></label>`;
   return html`<form class="make" onSubmit=${submit} noValidate>
-    ${text("prompt", t("prompt"), t("prompt_hint"), 4)}
+    ${text("prompt", t("prompt"), t("prompt_hint"), 3)}
     ${problem && html`<${ErrorBox} error=${problem.error} prompt=${problem.prompt} />`}
     <div class="row submit">
-      <button class="primary" disabled=${busy || !form.prompt.trim() || (me && !me.rights.includes("draw"))}>${busy ? t("drawing") : t("draw")} <kbd>Ctrl ⏎</kbd></button>
+      <button class="primary" disabled=${!form.prompt.trim() || (me && !me.rights.includes("draw"))}>${busy ? t("drawing") : t("draw")} <kbd>Ctrl ⏎</kbd></button>
       <label class="field tight">${t("count")}<select value=${form.n} onChange=${(event) => setForm({ n: Number(event.target.value) })}>
         ${[...Array(most.max_n)].map((_, i) => html`<option value=${i + 1}>${i + 1}</option>`)}</select></label>
       <label class="field tight">${t("format")}<select value=${form.output_format} onChange=${(event) => setForm({ output_format: event.target.value })}>

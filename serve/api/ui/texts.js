@@ -1,7 +1,7 @@
 // Every text of the page in both languages. {0}, {1} are filled in.
 import { state, use } from "./store.js";
 
-const TEXTS = {
+export const TEXTS = {
   make: ["Make", "生成"], keep: ["Gallery", "图库"], admin: ["Admin", "管理"],
   prompt: ["Prompt", "提示词"], prompt_hint: ["What do you want to see?", "想画什么？"],
   negative: ["Negative prompt", "负面提示词"], negative_hint: ["What should not be there; works with guidance over 0", "不想出现的内容；引导大于 0 时有效"],
@@ -28,7 +28,7 @@ const TEXTS = {
   created: ["Created", "创建于"], model: ["Model", "模型"], bytes: ["File", "文件"], weights: ["Weights", "权重"], engine: ["Engine", "引擎"], hash: ["SHA-256", "SHA-256"],
   timings: ["Timings", "用时"], queue_ms: ["queue", "排队"], encode_ms: ["encode", "编码"], denoise_ms: ["denoise", "去噪"], decode_ms: ["decode", "解码"], total_ms: ["total", "总计"],
   online: ["Connected", "已连接"], offline: ["Offline: trying to reconnect", "连接断开，正在重连"], connecting: ["Connecting", "正在连接"],
-  not_ready: ["starting", "启动中"], replicas: ["{0} replicas", "{0} 个副本"], in_queue: ["{0} waiting, {1} drawing", "{0} 个等待，{1} 个生成中"],
+  not_ready: ["starting", "启动中"], replicas: ["{0} replicas", "{0} 个副本"], replica: ["1 replica", "1 个副本"], in_queue: ["{0} waiting, {1} drawing", "{0} 个等待，{1} 个生成中"],
   vram: ["VRAM {0} / {1} GB", "显存 {0} / {1} GB"], quota: ["{0}: {1} of {2} left", "{0}：剩余 {1} / {2}"],
   sign_in: ["Sign in", "登录"], key: ["API key", "API 密钥"], sign_in_hint: ["This service asks for an API key. It is kept in a cookie that no script can read.", "此服务需要 API 密钥。密钥保存在脚本无法读取的 Cookie 中。"], sign_out: ["Sign out", "退出"],
   drop: ["Drop a picture to load its settings", "放下图片以读取其设置"], open_picture: ["Settings from a picture…", "从图片读取设置…"],
@@ -40,6 +40,7 @@ const TEXTS = {
   e_offline: ["The service cannot be reached. It will be tried again; nothing that was accepted is lost.", "无法连接服务。将自动重试；已接受的任务不会丢失。"],
   e_quota_exceeded: ["Your quota is used up", "配额已用完"], e_queue_full: ["The queue is full", "队列已满"], e_unauthenticated: ["This key is not valid", "密钥无效"],
   e_forbidden: ["Your role may not do this", "您的角色无权执行此操作"], e_prompt_too_long: ["The prompt is too long", "提示词太长"], e_not_ready: ["The service is still starting", "服务正在启动"],
+  "q_images-per-day": ["Pictures today", "今日图片"], "q_pixel-steps-per-day": ["Pixel steps today", "今日像素步"],
   e_in: ["Possible again in {0} s", "{0} 秒后可再试"],
 };
 
@@ -59,5 +60,6 @@ export const titled = (words, name) => words?.[state.lang] ?? words?.en ?? name;
 const ENDINGS = { one: "st", two: "nd", few: "rd", other: "th" };
 const ordinals = new Intl.PluralRules("en", { type: "ordinal" });
 export const ordinal = (n) => (state.lang === "zh" ? `${n}` : `${n}${ENDINGS[ordinals.select(n)]}`);
+export const few = (n) => new Intl.NumberFormat(state.lang, { notation: "compact" }).format(Math.floor(n));
 export const when = (iso) => new Date(iso).toLocaleString(state.lang === "zh" ? "zh-CN" : undefined, { dateStyle: "medium", timeStyle: "short" });
 export const size = (bytes) => (bytes < 1e6 ? `${(bytes / 1e3).toFixed(1)} kB` : `${(bytes / 1e6).toFixed(1)} MB`);
