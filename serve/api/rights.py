@@ -16,7 +16,7 @@ RIGHTS: dict[str, Right] = {
     "GET /readyz": Right.OPEN,
     "GET /metrics": Right.METRICS,
     "GET /docs": Right.READ,
-    "GET /docs/oauth2-redirect": Right.READ,
+    "GET /docs/files/{name}": Right.READ,
     "GET /openapi.json": Right.READ,
     "GET /v1/me": Right.READ,
     "POST /v1/session": Right.READ,

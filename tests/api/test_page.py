@@ -16,7 +16,9 @@ async def test_a_browser_gets_the_page_and_everything_that_it_names(client):
     assert "http" not in page.text
 
 
-@pytest.mark.parametrize("accept", ["application/json", "application/json, text/html;q=0.9", "application/problem+json"])
+@pytest.mark.parametrize(
+    "accept", ["application/json", "application/json, text/html;q=0.9", "application/problem+json"]
+)
 async def test_a_client_of_the_api_is_told_in_json_that_this_is_no_route(client, accept):
     answer = await client.get("/", headers={"Accept": accept})
     assert answer.status_code == 404

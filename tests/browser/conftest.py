@@ -14,8 +14,8 @@ from tests.api.conftest import (  # noqa: F401
     base_url,
     guarded,
     service,
-    session_fixture,
     serving,
+    session_fixture,
     settings,
     stuck,
 )
@@ -44,7 +44,7 @@ async def browser() -> AsyncIterator[Browser]:
 
 @pytest.fixture
 def visit(browser) -> Callable[..., AbstractAsyncContextManager[Page]]:
-    """A visit in a browser that knows nothing yet. Ends in a failure where a script failed or the CSP refused something."""
+    """A browser that knows nothing yet. Fails where a script failed, the CSP refused, or another host was asked."""
 
     @asynccontextmanager
     async def open_page(url: str, **how) -> AsyncIterator[Page]:
@@ -68,7 +68,7 @@ def visit(browser) -> Callable[..., AbstractAsyncContextManager[Page]]:
 
 
 @pytest_asyncio.fixture(loop_scope="session")
-async def page(visit, base_url) -> AsyncIterator[Page]:
+async def page(visit, base_url) -> AsyncIterator[Page]:  # noqa: F811
     async with visit(base_url) as page:
         yield page
 

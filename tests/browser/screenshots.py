@@ -14,9 +14,18 @@ from serve.settings import Settings
 from tests.api.conftest import served
 from tests.browser.conftest import CHROMIUM, draw
 
-PROMPTS = """a red fox on a yellow background|a penguin in the snow|a rocket on a dark blue background|a cat on a pink background
-an apple on a white background|a green frog on a purple background|a bee on a light blue background|a pizza on an orange background
-a whale on a blue background|a cactus on a yellow background|an owl on a black background|a rose on a white background""".replace("\n", "|").split("|")
+PROMPTS = """a red fox on a yellow background
+a penguin in the snow
+a rocket on a dark blue background
+a cat on a pink background
+an apple on a white background
+a green frog on a purple background
+a bee on a light blue background
+a pizza on an orange background
+a whale on a blue background
+a cactus on a yellow background
+an owl on a black background
+a rose on a white background""".splitlines()
 DOCS = Path(__file__).parents[2] / "docs"
 
 

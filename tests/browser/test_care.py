@@ -73,7 +73,8 @@ async def test_every_text_has_two_languages(page):
 
 
 async def test_the_script_is_small(page):
-    script = "() => performance.getEntriesByType('resource').filter((one) => one.name.endsWith('.js')).map((one) => one.encodedBodySize)"
+    script = """() => performance.getEntriesByType('resource').filter((one) => one.name.endsWith('.js'))
+        .map((one) => one.encodedBodySize)"""
     sizes = await page.evaluate(script)
     assert len(sizes) >= 10
     assert sum(sizes) <= 60_000

@@ -53,7 +53,8 @@ async def test_what_is_copied_as_curl_draws_the_same_picture(gallery, base_url):
     command = await gallery.evaluate("navigator.clipboard.readText()")
     assert command.startswith(f"curl {base_url}/v1/images/generations -H 'Accept: image/png'")
     body = json.loads(command.split("-d '")[1].split("' -o")[0])
-    again = await gallery.context.request.post(f"{base_url}/v1/images/generations", data=body, headers={"Accept": "image/png"})  # fmt: skip
+    url = f"{base_url}/v1/images/generations"
+    again = await gallery.context.request.post(url, data=body, headers={"Accept": "image/png"})
     kept = await gallery.context.request.get(await details.get_by_role("link", name="Download").evaluate("a => a.href"))
     assert await again.body() == await kept.body()
     await details.get_by_role("button", name="Copy as Python").click()

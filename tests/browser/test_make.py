@@ -2,13 +2,17 @@
 
 import re
 
+import pytest
 from playwright.async_api import expect
 
 from serve.api.app import create_app
 from serve.presets.hot import hot_presets
 from tests.browser.conftest import draw
 
-PRESETS = 'presets:\n  - {name: kids, title: {en: Kids, zh: 儿童}, prompt: "{prompt} on a yellow background", banned: [gun]}\n'
+PRESETS = """
+presets:
+  - {name: kids, title: {en: Kids, zh: 儿童}, prompt: "{prompt} on a yellow background", banned: [gun]}
+"""
 
 
 async def test_a_picture_is_made_and_watched(page):
@@ -47,11 +51,18 @@ async def test_every_choice_of_the_form_reaches_the_job(page, base_url):
     async with page.expect_response("**/v1/jobs") as answered:
         await draw(page, "a fox")
     job = await (await answered.value).json()
-    asked = {name: job["request"][name] for name in ("size", "seed", "n", "output_format", "num_inference_steps", "guidance_scale", "negative_prompt")}
-    assert asked == {
-        "size": "128x64", "seed": 7, "n": 2, "output_format": "webp", "num_inference_steps": 2, "guidance_scale": 1.5, "negative_prompt": "rain"
-    }  # fmt: skip
-    assert (job["preset"]["name"], job["preset"]["style_preset"], job["preset"]["prompt"]) == ("wallpaper", "snow", "a fox")
+    expected = {
+        "size": "128x64",
+        "seed": 7,
+        "n": 2,
+        "output_format": "webp",
+        "num_inference_steps": 2,
+        "guidance_scale": 1.5,
+        "negative_prompt": "rain",
+    }
+    assert job["request"] | expected == job["request"]
+    preset = job["preset"]
+    assert (preset["name"], preset["style_preset"], preset["prompt"]) == ("wallpaper", "snow", "a fox")
     await expect(page.locator(".card").first.locator(".cell img:not(.preview)")).to_have_count(2)
 
 
@@ -72,22 +83,34 @@ async def test_a_wrong_word_is_shown_where_it_stands(service, settings, tmp_path
         assert await page.evaluate(selected) == "gun"
         await page.keyboard.type("flower")
         await expect(error).to_have_count(0)
-    presets.close() if hasattr(presets, "close") else None
 
 
-async def test_the_settings_inside_a_picture_come_back(page, base_url):
-    for format in ("png", "jpeg", "webp"):
-        body = {"prompt": "一只 fox", "negative_prompt": "rain, snow", "guidance_scale": 2, "seed": 9, "size": "64x80"}
-        request = page.context.request
-        made = await request.post(f"{base_url}/v1/images/generations", data=body | {"num_inference_steps": 2, "output_format": format}, headers={"Accept": f"image/{format}"})  # fmt: skip
-        file = {"name": f"fox.{format}", "mimeType": f"image/{format}", "buffer": await made.body()}
-        await page.get_by_label("Prompt", exact=True).fill("")
-        await page.locator("input[type=file]").set_input_files(file)
-        await expect(page.get_by_label("Prompt", exact=True)).to_have_value("一只 fox")
-        await expect(page.get_by_label("Negative prompt")).to_have_value("rain, snow")
-        await expect(page.get_by_label("Seed", exact=True)).to_have_value("9")
-        await expect(page.get_by_label("Width")).to_have_value("64")
-        await expect(page.get_by_label("Guidance")).to_have_value("2")
+@pytest.mark.parametrize("format", ["png", "jpeg", "webp"])
+async def test_the_settings_inside_a_picture_come_back(page, base_url, format):
+    body = {"prompt": "一只 fox", "negative_prompt": "rain, snow", "guidance_scale": 2, "seed": 9, "size": "64x80"}
+    body |= {"num_inference_steps": 2, "output_format": format}
+    url = f"{base_url}/v1/images/generations"
+    made = await page.context.request.post(url, data=body, headers={"Accept": f"image/{format}"})
+    file = {"name": f"fox.{format}", "mimeType": f"image/{format}", "buffer": await made.body()}
+    await page.locator("input[type=file]").set_input_files(file)
+    await expect(page.get_by_label("Prompt", exact=True)).to_have_value("一只 fox")
+    await expect(page.get_by_label("Negative prompt")).to_have_value("rain, snow")
+    await expect(page.get_by_label("Seed", exact=True)).to_have_value("9")
+    await expect(page.get_by_label("Width")).to_have_value("64")
+    await expect(page.get_by_label("Guidance")).to_have_value("2")
+
+
+async def test_a_dropped_picture_brings_its_settings(page, base_url):
+    body = {"prompt": "a bee", "seed": 4, "size": "64x64", "num_inference_steps": 2}
+    url = f"{base_url}/v1/images/generations"
+    made = await page.context.request.post(url, data=body, headers={"Accept": "image/png"})
+    drop = """(bytes) => {
+        const data = new DataTransfer();
+        data.items.add(new File([new Uint8Array(bytes)], "bee.png", {type: "image/png"}));
+        dispatchEvent(new DragEvent("drop", {dataTransfer: data, bubbles: true, cancelable: true}));
+    }"""
+    await page.evaluate(drop, list(await made.body()))
+    await expect(page.get_by_label("Prompt", exact=True)).to_have_value("a bee")
 
 
 async def test_a_picture_without_settings_is_said_to_have_none(page):

@@ -35,7 +35,9 @@ function exif(bytes) {
     const size = commentSize(bytes, start) ?? bytes.length - start;
     const data = bytes.subarray(start + 8, start + size);
     if (label === "utf-8") return utf8.decode(data);
-    return new TextDecoder(data[0] === 0 ? "utf-16be" : data[1] === 0 ? "utf-16le" : "utf-16be").decode(data);
+    const zeros = [0, 0]; // the settings are ASCII: their other halves say which comes first
+    data.forEach((byte, i) => { zeros[i % 2] += byte === 0; });
+    return new TextDecoder(zeros[1] > zeros[0] ? "utf-16le" : "utf-16be").decode(data);
   }
   return null;
 }

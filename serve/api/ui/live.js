@@ -86,8 +86,7 @@ function end(job) {
   const previews = new Map([...state.previews].filter(([key]) => !key.startsWith(job.id)));
   update({ previews });
   if (job.status === "succeeded") loadPictures(true).catch(() => {});
-  refreshStats();
-  get("/v1/me").then((me) => update({ me }), () => {});
+  refreshQuota();
 }
 
 function open() {
@@ -119,10 +118,17 @@ export async function refreshStats() {
   try { update({ stats: await get("/v1/stats") }); } catch { /* the socket says that we are offline */ }
 }
 
+export async function refreshQuota() {
+  refreshStats();
+  try { update({ me: await get("/v1/me") }); } catch { /* as above */ }
+}
+
 export const picturesOf = (job) => (job.result?.images ?? []).filter((image) => !image.deleted && image.url)
   .map((image) => ({ ...image, url: local(image.url), thumbnail_url: local(image.thumbnail_url) }));
 
-setInterval(() => { if (!document.hidden && state.me && state.connection === "online") refreshStats(); }, 3000);
+const watched = () => !document.hidden && state.me && state.connection === "online";
+setInterval(() => { if (watched()) refreshStats(); }, 3000);
+setInterval(() => { if (watched()) refreshQuota(); }, 30000); // what other browsers used up
 addEventListener("online", () => { clearTimeout(timer); if (!socket) start(); });
 addEventListener("offline", () => { update({ connection: "offline" }); socket?.close(); });
 document.addEventListener("visibilitychange", () => { if (!document.hidden && state.me && !socket) start(); });

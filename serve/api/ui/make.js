@@ -2,7 +2,7 @@
 import { html, useRef, useState } from "./preact.js";
 import { ApiError, post } from "./api.js";
 import { settingsOf } from "./embedded.js";
-import { put } from "./live.js";
+import { put, refreshQuota } from "./live.js";
 import { ErrorBox, IconButton, failed } from "./parts.js";
 import { EMPTY, setForm, state, toast, update, use } from "./store.js";
 import { t, titled, useLang } from "./texts.js";
@@ -45,11 +45,12 @@ export async function draw() {
   const sent = body(), text = JSON.stringify(sent);
   if (sending.has(text)) return;
   sending.add(text);
+  update({ formError: null });
   if (unsure?.text !== text) unsure = { text, key: key() };
   try {
     put(await post("/v1/jobs", sent, { "Idempotency-Key": unsure.key }));
     unsure = null;
-    update({ formError: null });
+    refreshQuota();
     if (matchMedia("(max-width: 820px)").matches) document.querySelector(".feed")?.scrollIntoView({ behavior: "smooth" });
   } catch (error) {
     if (!(error instanceof ApiError)) throw error;
