@@ -1,6 +1,8 @@
 """The pictures of the page in docs/: `python -m tests.browser.screenshots`. Debian's Chromium, the embedded model."""
 
 import asyncio
+import io
+import sys
 import tempfile
 from pathlib import Path
 
@@ -70,15 +72,8 @@ async def main(folder: Path) -> None:
 
 
 async def shoot(page: Page, path: Path) -> None:
-    path.parent.mkdir(exist_ok=True)
-    png = path.with_suffix(".png")
-    await page.screenshot(path=png)
-    Image.open(png).save(path, quality=80, method=6)
-    if path.parent == DOCS:
-        png.unlink()
+    Image.open(io.BytesIO(await page.screenshot())).save(path, quality=80, method=6)
 
 
 if __name__ == "__main__":
-    import sys
-
     asyncio.run(main(Path(sys.argv[1]) if len(sys.argv) > 1 else DOCS))
