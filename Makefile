@@ -5,7 +5,7 @@ PORT ?=
 DATA ?=
 PYTEST_ARGS ?=
 PIP_ARGS ?=
-APT_PACKAGES := postgresql slapd nodejs npm chromium
+APT_PACKAGES := postgresql slapd nodejs npm chromium nginx-light
 NPM_PACKAGES := oidc-provider@9.13.3 axe-core@4.14.1
 
 VENV := .venv
