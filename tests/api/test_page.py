@@ -59,3 +59,9 @@ async def test_there_is_nothing_else(client, path):
 
 def test_every_file_has_a_type():
     assert {path.name for path in FOLDER.iterdir()} == set(files())
+
+
+def test_every_module_is_asked_for_at_once():
+    """Else the browser finds them one after the other."""
+    page = (FOLDER / "index.html").read_text()
+    assert {path.name for path in FOLDER.glob("*.js")} == set(re.findall(r'(?:href|src)="\./ui/(\w+\.js)"', page))

@@ -50,6 +50,7 @@ async def test_what_is_copied_as_curl_draws_the_same_picture(gallery, base_url):
     await gallery.get_by_role("button", name="a bee", exact=True).click()
     details = gallery.get_by_role("dialog", name="Details")
     await details.get_by_role("button", name="Copy as curl").click()
+    await expect(gallery.locator(".toast")).to_contain_text("Copied")
     command = await gallery.evaluate("navigator.clipboard.readText()")
     assert command.startswith(f"curl {base_url}/v1/images/generations -H 'Accept: image/png'")
     body = json.loads(command.split("-d '")[1].split("' -o")[0])

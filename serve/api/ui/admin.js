@@ -23,7 +23,7 @@ function Queue() {
       <button type="button" onClick=${() => act("/v1/admin/reload-config").then((answer) => answer && toast(t("reloaded", answer.changed.join(", ") || "–")))}>${t("reload")}</button>
       ${queue?.paused && html`<span role="status" class="warning">${t("is_paused")}</span>`}
     </div>
-    ${queue?.data.length === 0 ? html`<p class="hint">${t("queue_empty")}</p>` : html`<div class="scroll"><table>
+    ${queue?.data.length === 0 ? html`<p class="hint">${t("queue_empty")}</p>` : html`<div class="scroll" tabindex="0"><table>
       <thead><tr><th>${t("user")}</th><th>${t("prompt")}</th><th>${t("size")}</th><th>${t("status")}</th><th>${t("cancel")}</th></tr></thead>
       <tbody>${queue?.data.map((job) => html`<tr key=${job.id}><td>${job.user}</td><td class="clip">${job.request.prompt}</td><td>${job.request.n} × ${job.request.size}</td>
         <td>${t(job.status)} ${job.progress.step}/${job.progress.steps}</td><td><${IconButton} name="x" label=${t("cancel")} onClick=${() => act(`/v1/jobs/${job.id}/cancel`)} /></td></tr>`)}</tbody>
@@ -46,7 +46,7 @@ function Keys() {
       <button>${t("new_key")}</button>
     </form>
     ${made && html`<p class="made"><code>${made}</code> <button type="button" onClick=${() => copy(made)}>${t("copy")}</button> <span class="hint">${t("once")}</span></p>`}
-    ${keys.length > 0 && html`<div class="scroll"><table><thead><tr><th>${t("name")}</th><th>${t("role")}</th><th>${t("user")}</th><th>${t("key")}</th><th>${t("created")}</th><th>${t("revoke")}</th></tr></thead>
+    ${keys.length > 0 && html`<div class="scroll" tabindex="0"><table><thead><tr><th>${t("name")}</th><th>${t("role")}</th><th>${t("user")}</th><th>${t("key")}</th><th>${t("created")}</th><th>${t("revoke")}</th></tr></thead>
       <tbody>${keys.map((one) => html`<tr key=${one.id}><td>${one.name}</td><td>${one.role}</td><td>${one.user}</td><td><code>…${one.last_four}</code></td><td>${when(one.created_at)}</td>
         <td>${one.revoked_at ? t("revoked") : html`<button type="button" class="quiet-danger" onClick=${() => del(`/v1/admin/keys/${one.id}`).then(load).catch(failed)}>${t("revoke")}</button>`}</td></tr>`)}</tbody></table></div>`}
   </section>`;

@@ -65,7 +65,7 @@ function Shown({ one }) {
     <div class="shown">
       <img src=${local(one.url)} alt=${one.prompt} width=${one.width} height=${one.height} />
       <div>
-        <p class="words" dir="auto">${job?.preset?.prompt ?? one.prompt}</p>
+        <p class="words" dir="auto" tabindex="0">${job?.preset?.prompt ?? one.prompt}</p>
         <div class="row wrap">
           <a class="button primary" href=${local(one.url)} download=${`${one.id}.${one.format}`}><${Icon} name="down" /> ${t("download")}</a>
           <button type="button" onClick=${take}><${Icon} name="use" /> ${t("use")}</button>

@@ -67,7 +67,7 @@ export function forget(id) {
 }
 
 function hear(event) {
-  if (event.type === "error") return event.job_id ? forget(event.job_id) : toast("", event.error);
+  if (event.type === "error") return event.job_id && event.error.code === "not_found" ? forget(event.job_id) : toast("", event.error);
   if (!event.job_id) return;
   if (event.type === "job.preview") {
     const previews = new Map(state.previews);

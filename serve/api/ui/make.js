@@ -54,7 +54,7 @@ export async function draw() {
     if (matchMedia("(max-width: 820px)").matches) document.querySelector(".feed")?.scrollIntoView({ behavior: "smooth" });
   } catch (error) {
     if (!(error instanceof ApiError)) throw error;
-    if (error.status) unsure = null;
+    if (error.status && error.status < 500) unsure = null;
     update({ formError: { error: error.error, prompt: sent.prompt } });
     showFragment(error.error.fragment, sent.prompt);
   } finally {

@@ -83,8 +83,12 @@ export function Confirm({ text, typed, action, onYes, onClose }) {
 }
 
 export function Toasts() {
-  const toasts = use((s) => s.toasts);
-  return html`<div class="toasts" role="status" aria-live="polite">
+  const toasts = use((s) => s.toasts), ref = useRef();
+  useEffect(() => { // over dialogs too, also those that opened later
+    ref.current.hidePopover();
+    if (toasts.length) ref.current.showPopover();
+  }, [toasts]);
+  return html`<div class="toasts" ref=${ref} popover="manual" role="status" aria-live="polite">
     ${toasts.map((one) => html`<div class="toast" key=${one.id}>
       ${one.error ? html`<${ErrorBox} error=${one.error} />` : one.text}
       <${IconButton} name="x" label=${t("close")} onClick=${() => dismiss(one.id)} />
