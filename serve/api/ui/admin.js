@@ -55,5 +55,5 @@ function Keys() {
 export function Admin() {
   useLang();
   const open = use((s) => s.me?.via) === "open";
-  return html`<div class="admin"><${Queue} />${!open && html`<${Keys} />`}</div>`;
+  return html`<div class="operator"><${Queue} />${!open && html`<${Keys} />`}</div>`;
 }

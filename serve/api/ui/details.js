@@ -77,7 +77,7 @@ function Shown({ one }) {
         <${Facts} one=${one} known=${known} job=${job} />
       </div>
     </div>
-    ${sure && html`<${Confirm} action=${t("remove")} text=${t("sure", 1)} onClose=${() => setSure(false)} onYes=${async () => {
+    ${sure && html`<${Confirm} action=${t("remove")} text=${t("sure_one")} onClose=${() => setSure(false)} onYes=${async () => {
       await del(`/v1/assets/${one.id}`);
       drop([one.id]);
       toast(t("gone", 1));

@@ -50,7 +50,7 @@ function DeleteAll({ onClose }) {
 }
 
 function DeleteSelected({ ids, onClose }) {
-  return html`<${Confirm} action=${t("delete_selected")} text=${t("sure", ids.length)} onClose=${onClose} onYes=${async () => {
+  return html`<${Confirm} action=${t("delete_selected")} text=${ids.length === 1 ? t("sure_one") : t("sure", ids.length)} onClose=${onClose} onYes=${async () => {
     for (let i = 0; i < ids.length; i += 1000) await post("/v1/assets/delete", { ids: ids.slice(i, i + 1000) });
     drop(ids);
     toast(t("gone", ids.length));
@@ -86,7 +86,7 @@ export function Gallery() {
     </div>
     <ul class=${`tiles ${selected.size ? "picking" : ""}`}>${pictures.map((one) => html`<${Tile} key=${one.id} one=${one} selected=${selected.has(one.id)} />`)}</ul>
     ${!loading && pictures.length === 0 && html`<p class="nothing">${t(query ? "nothing_found" : "nothing")}</p>`}
-    <div ref=${end} class="end">${more && pictures.length > 0 && html`<button type="button" onClick=${() => loadPictures().catch(failed)}>${t("more")}</button>`}</div>
+    <div ref=${end} class="sentinel">${more && pictures.length > 0 && html`<button type="button" onClick=${() => loadPictures().catch(failed)}>${t("more")}</button>`}</div>
     ${asking === "some" && html`<${DeleteSelected} ids=${[...selected]} onClose=${() => setAsking(null)} />`}
     ${asking === "all" && html`<${DeleteAll} onClose=${() => setAsking(null)} />`}
   </section>`;

@@ -22,7 +22,7 @@ export const TEXTS = {
   copied: ["Copied", "已复制"], close: ["Close", "关闭"], request_id: ["Request {0}", "请求 {0}"], job_id: ["Job {0}", "任务 {0}"], copy: ["Copy", "复制"],
   search: ["Search prompts", "搜索提示词"], select: ["Select", "选择"], selected: ["{0} selected", "已选 {0} 张"], clear: ["Clear", "清除"],
   select_all: ["Select all shown", "全选已显示"], delete_selected: ["Delete selected", "删除所选"], delete_all: ["Delete all…", "全部删除…"],
-  sure: ["Delete {0} pictures for good?", "永久删除 {0} 张图片？"], sure_all: ["This deletes all {0} pictures for good. Type {0} to confirm.", "这将永久删除全部 {0} 张图片。请输入 {0} 以确认。"],
+  sure: ["Delete {0} pictures for good?", "永久删除 {0} 张图片？"], sure_one: ["Delete this picture for good?", "永久删除这张图片？"], sure_all: ["This deletes all your pictures, {0} in number, for good. Type {0} to confirm.", "这将永久删除全部 {0} 张图片。请输入 {0} 以确认。"],
   sure_job: ["Delete this job and its pictures for good?", "永久删除此任务及其图片？"],
   counting: ["Counting…", "正在统计…"], gone: ["{0} deleted", "已删除 {0} 张"], nothing_found: ["No picture has that in its prompt", "没有符合的图片"],
   created: ["Created", "创建于"], model: ["Model", "模型"], bytes: ["File", "文件"], weights: ["Weights", "权重"], engine: ["Engine", "引擎"], hash: ["SHA-256", "SHA-256"],
