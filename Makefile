@@ -6,8 +6,8 @@ DATA ?=
 RAY_METRICS_PORT ?=
 PYTEST_ARGS ?=
 PIP_ARGS ?=
-APT_PACKAGES := postgresql slapd nodejs npm prometheus
-NPM_PACKAGES := oidc-provider@9.13.3
+APT_PACKAGES := postgresql slapd nodejs npm prometheus chromium nginx-light
+NPM_PACKAGES := oidc-provider@9.13.3 axe-core@4.14.1
 
 VENV := .venv
 BIN := $(VENV)/bin

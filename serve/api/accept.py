@@ -38,6 +38,16 @@ def preferred_image(accept: str) -> RawBytes | None:
     return None
 
 
+def prefers_json(accept: str) -> bool:
+    """Over HTML, which a client that takes anything, or says nothing, gets."""
+    for media_type in _ranked(accept):
+        if media_type in ("text/html", "text/*", "*/*"):
+            return False
+        if media_type in _JSON:
+            return True
+    return False
+
+
 def _ranked(accept: str) -> list[str]:
     """Media types by falling weight, those of weight 0 left out."""
     ranges = [_weighted(part) for part in accept.lower().split(",") if part.strip()]

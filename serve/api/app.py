@@ -21,6 +21,7 @@ from serve.api import (
     me,
     openai,
     ops,
+    page,
     presets_routes,
     webhooks,
     ws,
@@ -99,6 +100,7 @@ def create_app(
         ops,
         kserve,
         huggingface,
+        page,
     )
     for concern in routers:
         app.include_router(concern.router)

@@ -10,11 +10,13 @@ from starlette.types import Scope
 from serve.access.roles import Right
 
 RIGHTS: dict[str, Right] = {
+    "GET /": Right.OPEN,
+    "GET /ui/{name}": Right.OPEN,
     "GET /healthz": Right.OPEN,
     "GET /readyz": Right.OPEN,
     "GET /metrics": Right.METRICS,
     "GET /docs": Right.READ,
-    "GET /docs/files/{file}": Right.READ,
+    "GET /docs/files/{name}": Right.READ,
     "GET /openapi.json": Right.READ,
     "GET /v1/me": Right.READ,
     "POST /v1/session": Right.READ,

@@ -5,6 +5,7 @@ import json
 import httpx
 import pytest
 from fastapi.routing import iter_route_contexts
+from starlette.routing import Mount
 from ulid import ULID
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
@@ -18,10 +19,13 @@ EVERYBODY = STRANGERS + KNOWN
 
 # Who is let in. Of "{job_id}" all others than its owner `ada` and admins are told 404.
 ALLOWED = {
+    "GET /": EVERYBODY,
+    "GET /ui/{name}": EVERYBODY,
     "GET /healthz": EVERYBODY,
     "GET /readyz": EVERYBODY,
     "GET /metrics": EVERYBODY,  # on loopback, without a token
     "GET /docs": KNOWN,
+    "GET /docs/files/{name}": KNOWN,
     "GET /openapi.json": KNOWN,
     "GET /v1/me": KNOWN,
     "POST /v1/session": KNOWN,
@@ -87,6 +91,9 @@ OF_A_JOB = [route for route in PLAIN if "{job_id}" in route]
 def routes(app) -> set[str]:
     found = set()
     for route in iter_route_contexts(app.routes):
+        if isinstance(route.original_route, Mount):
+            found.add(f"GET {route.path}/{{name}}")
+            continue
         for method in route.methods or ["WS"]:
             found.add(f"{method} {route.path}")
     return {route for route in found if not route.startswith(("HEAD ", "WS /docs/files"))}
@@ -99,6 +106,7 @@ async def ask(service, client: httpx.AsyncClient, route: str, name: str, job_id:
     path = path.replace("{job_id}", job_id).replace("{key_id}", "none").replace("{model}", "z-image-turbo")
     path = path.replace("{version}", "1")
     path = path.replace("{asset_id}", f"{job_id}-0")
+    path = path.replace("{name}", "app.js" if path.startswith("/ui/") else "swagger-ui.css")
     return await client.request(method, path, headers=service.headers(name), json={} if method == "POST" else None)
 
 

@@ -1,0 +1,83 @@
+"""The page at `/`: files of this package that work offline, and drive nothing but the public API."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+
+from serve.api.accept import prefers_json
+from serve.errors import NotFound
+
+FOLDER = Path(__file__).parent / "ui"
+INDEX = "index.html"
+_TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".svg": "image/svg+xml",
+    ".txt": "text/plain; charset=utf-8",
+}
+_HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
+        "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+    ),
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-cache",  # asked for each time, answered 304: an upgrade is seen at once
+}
+
+router = APIRouter(include_in_schema=False)
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """`packed` is `content` as gzip makes it."""
+
+    content: bytes
+    packed: bytes
+    media_type: str
+    tag: str
+
+
+@cache
+def files() -> dict[str, File]:
+    """By name; read once, as they change with the installation only."""
+    return {path.name: _file(path) for path in FOLDER.iterdir() if path.suffix in _TYPES}
+
+
+def _file(path: Path) -> File:
+    content = path.read_bytes()
+    packed = gzip.compress(content, mtime=0)
+    return File(content, packed, _TYPES[path.suffix], f'W/"{hashlib.sha256(content).hexdigest()[:32]}"')
+
+
+@router.get("/")
+async def page(request: Request) -> Response:
+    """For browsers. A client that prefers JSON is told, as ever, that there is no such route."""
+    if prefers_json(request.headers.get("accept", "")):
+        raise NotFound("no route GET / for JSON", hint="see /docs for the routes there are")
+    return _answer(request, files()[INDEX])
+
+
+@router.get("/ui/{name}")
+async def file(name: str, request: Request) -> Response:
+    if name not in files():
+        raise NotFound(f"no route GET /ui/{name[:64]}", hint="see /docs for the routes there are")
+    return _answer(request, files()[name])
+
+
+def _answer(request: Request, file: File) -> Response:
+    """The tag is weak: it names the content, packed or not."""
+    headers = _HEADERS | {"ETag": file.tag, "Vary": "Accept, Accept-Encoding"}
+    if file.tag in request.headers.get("if-none-match", ""):
+        return Response(status_code=304, headers=headers)
+    if "gzip" in request.headers.get("accept-encoding", ""):
+        return Response(file.packed, headers=headers | {"Content-Encoding": "gzip"}, media_type=file.media_type)
+    return Response(file.content, headers=headers, media_type=file.media_type)

@@ -1,0 +1,186 @@
+// The form.
+import { html, useRef, useState } from "./preact.js";
+import { ApiError, post } from "./api.js";
+import { settingsOf } from "./embedded.js";
+import { put, refreshQuota } from "./live.js";
+import { ErrorBox, IconButton, failed } from "./parts.js";
+import { EMPTY, setForm, state, toast, update, use } from "./store.js";
+import { t, titled, useLang } from "./texts.js";
+
+const ASPECTS = [["1:1", 1, 1], ["4:3", 4, 3], ["3:4", 3, 4], ["3:2", 3, 2], ["2:3", 2, 3], ["16:9", 16, 9], ["9:16", 9, 16]];
+const MOST = 2 ** 53 - 1;
+
+const random = () => crypto.getRandomValues(new Uint32Array(1))[0];
+export const key = () => [...crypto.getRandomValues(new Uint32Array(4))].map((word) => word.toString(36)).join("-");
+
+export function limits() {
+  const presets = state.catalog?.data ?? [];
+  const chosen = presets.find((one) => one.name === state.form.preset);
+  const most = (name, otherwise) => Math.max(...presets.map((one) => one.limits[name]), 0) || otherwise;
+  return chosen?.limits ?? { max_side_px: most("max_side_px", 2048), max_n: most("max_n", 10), max_steps: most("max_steps", 50) };
+}
+
+function sized(across, down) {
+  const area = (limits().max_side_px / 2) ** 2;
+  const side = (share) => Math.max(64, Math.round(Math.sqrt(area * share) / 16) * 16);
+  return `${side(across / down)}x${side(down / across)}`;
+}
+
+function body() {
+  const form = state.form, sent = { prompt: form.prompt, n: form.n, output_format: form.output_format, previews: 3 };
+  for (const name of ["preset", "style_preset", "size", "num_inference_steps", "guidance_scale"]) {
+    if (form[name] !== null && form[name] !== "") sent[name] = form[name];
+  }
+  if (form.negative_prompt.trim()) sent.negative_prompt = form.negative_prompt;
+  if (form.locked) sent.seed = form.seed;
+  if (state.me?.interactive) sent.priority = "interactive";
+  return sent;
+}
+
+// What may have been accepted before the connection broke is sent again under the same key.
+let unsure = null;
+const sending = new Set(); // a second click on the same is one; another prompt is another job
+
+export async function draw() {
+  const sent = body(), text = JSON.stringify(sent);
+  if (sending.has(text)) return;
+  sending.add(text);
+  update({ formError: null });
+  if (unsure?.text !== text) unsure = { text, key: key() };
+  try {
+    put(await post("/v1/jobs", sent, { "Idempotency-Key": unsure.key }));
+    unsure = null;
+    refreshQuota();
+    if (matchMedia("(max-width: 820px)").matches) document.querySelector(".feed")?.scrollIntoView({ behavior: "smooth" });
+  } catch (error) {
+    if (!(error instanceof ApiError)) throw error;
+    if (error.status && error.status < 500) unsure = null;
+    update({ formError: { error: error.error, prompt: sent.prompt } });
+    showFragment(error.error.fragment, sent.prompt);
+  } finally {
+    sending.delete(text);
+  }
+}
+
+function showFragment(fragment, prompt) {
+  const field = document.querySelector("#prompt");
+  if (!fragment || !field) return;
+  const units = (points) => [...prompt].slice(0, points).join("").length;
+  field.focus();
+  field.setSelectionRange(units(fragment.start), units(fragment.end));
+}
+
+export async function bring(file) {
+  const found = await settingsOf(file).catch(() => null);
+  if (!found) return toast(t("no_settings"));
+  setForm({ ...EMPTY, output_format: state.form.output_format, ...found });
+  update({ tab: "make" });
+  toast(t("loaded"));
+}
+
+export function settingsFrom(request, preset) {
+  return {
+    ...EMPTY, prompt: preset?.prompt ?? request.prompt, negative_prompt: preset ? "" : request.negative_prompt ?? "",
+    preset: preset?.name ?? null, style_preset: preset?.style_preset ?? null, size: request.size,
+    num_inference_steps: request.num_inference_steps, guidance_scale: request.guidance_scale, seed: request.seed, locked: true,
+    n: request.n ?? 1, output_format: request.output_format,
+  };
+}
+
+// The latest picture that was drawn with each preset and style.
+function samples(jobs) {
+  const found = {};
+  for (const job of [...jobs.values()].sort((a, b) => (a.id < b.id ? 1 : -1))) {
+    const image = job.preset && job.result?.images.find((one) => one.thumbnail_url);
+    if (!image) continue;
+    for (const name of [job.preset.name && `p:${job.preset.name}`, job.preset.style_preset && `s:${job.preset.style_preset}`]) {
+      if (name) found[name] ??= image.thumbnail_url.slice(image.thumbnail_url.indexOf("/v1/") + 1);
+    }
+  }
+  return found;
+}
+
+function Chips({ label, list, chosen, onChoose, pictures, kind }) {
+  if (!list.length) return null;
+  const chip = (name, title, words) => html`<button type="button" class="chip" aria-pressed=${chosen === name} title=${words ?? ""} key=${name} onClick=${() => onChoose(name)}>
+    ${pictures[kind + name] ? html`<img src=${pictures[kind + name]} alt="" />` : name && html`<span class="swatch" aria-hidden="true">${[...title][0]}</span>`}${title}</button>`;
+  return html`<fieldset><legend>${label}</legend><div class="chips">
+    ${chip(null, t("none"))}
+    ${list.map((one) => chip(one.name, titled(one.title, one.name), titled(one.description, "")))}
+  </div></fieldset>`;
+}
+
+function Number_({ label, value, onValue, ...rest }) {
+  return html`<label class="field">${label}<input type="number" value=${value ?? ""} placeholder=${t("auto")} ...${rest}
+    onInput=${(event) => onValue(event.target.value === "" ? null : Number(event.target.value))} /></label>`;
+}
+
+function Size({ form }) {
+  const side = limits().max_side_px;
+  const [width, height] = form.size?.split("x").map(Number) ?? [null, null];
+  const set = (w, h) => setForm({ size: w || h ? `${w || h}x${h || w}` : null });
+  return html`<fieldset><legend>${t("size")}</legend>
+    <div class="chips">
+      <button type="button" class="chip" aria-pressed=${!form.size} onClick=${() => setForm({ size: null })}>${t("auto")}</button>
+      ${ASPECTS.map(([name, across, down]) => html`<button type="button" class="chip" key=${name} aria-pressed=${form.size === sized(across, down)} onClick=${() => setForm({ size: sized(across, down) })}>
+        <svg class="aspect" viewBox="0 0 20 20" aria-hidden="true"><rect x=${10 - (8 * across) / Math.max(across, down)} y=${10 - (8 * down) / Math.max(across, down)} width=${(16 * across) / Math.max(across, down)} height=${(16 * down) / Math.max(across, down)} rx="1.5" /></svg>${name}</button>`)}
+    </div>
+    <div class="row sides">
+      <${Number_} label=${t("width")} value=${width} min="64" max=${side} step="16" onValue=${(w) => set(w, height)} />
+      <${Number_} label=${t("height")} value=${height} min="64" max=${side} step="16" onValue=${(h) => set(width, h)} />
+    </div>
+  </fieldset>`;
+}
+
+function Seed({ form }) {
+  return html`<div class="field"><label for="seed">${t("seed")}</label><div class="joined">
+    <input id="seed" type="number" min="0" max=${MOST} value=${form.locked ? form.seed : ""} placeholder=${t("random")}
+      onInput=${(event) => setForm({ seed: Number(event.target.value), locked: event.target.value !== "" })} />
+    <${IconButton} name="dice" label=${t("dice")} onClick=${() => setForm({ seed: random(), locked: true })} />
+    <${IconButton} name=${form.locked ? "lock" : "unlock"} label=${t("lock")} aria-pressed=${form.locked}
+      onClick=${() => setForm(form.locked ? { locked: false } : { locked: true, seed: form.seed || random() })} />
+  </div></div>`;
+}
+
+export function Make() {
+  useLang();
+  const form = use((s) => s.form), catalog = use((s) => s.catalog), problem = use((s) => s.formError), jobs = use((s) => s.jobs), me = use((s) => s.me);
+  const [busy, setBusy] = useState(0);
+  const file = useRef();
+  const submit = async (event) => {
+    event?.preventDefault();
+    if (!state.form.prompt.trim()) return;
+    setBusy((n) => n + 1);
+    try { await draw(); } finally { setBusy((n) => n - 1); }
+  };
+  const keys = (event) => { if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) submit(event); };
+  const pictures = samples(jobs), most = limits();
+  const text = (id, label, hint, rows) => html`<label class="field" for=${id}>${label}
+    <textarea id=${id} rows=${rows} value=${form[id === "prompt" ? "prompt" : "negative_prompt"]} placeholder=${hint} onKeyDown=${keys} dir="auto"
+      aria-invalid=${id === "prompt" && !!problem?.error.fragment}
+      onInput=${(event) => { setForm({ [id === "prompt" ? "prompt" : "negative_prompt"]: event.target.value }); if (state.formError) update({ formError: null }); }}></textarea></label>`;
+  return html`<form class="make" onSubmit=${submit} noValidate>
+    ${text("prompt", t("prompt"), t("prompt_hint"), 3)}
+    ${problem && html`<${ErrorBox} error=${problem.error} prompt=${problem.prompt} />`}
+    <div class="row submit">
+      <button class="primary" disabled=${!form.prompt.trim() || (me && !me.rights.includes("draw"))}>${busy ? t("drawing") : t("draw")} <kbd>Ctrl ⏎</kbd></button>
+      <label class="field tight">${t("count")}<select value=${form.n} onChange=${(event) => setForm({ n: Number(event.target.value) })}>
+        ${[...Array(most.max_n)].map((_, i) => html`<option value=${i + 1}>${i + 1}</option>`)}</select></label>
+      <label class="field tight">${t("format")}<select value=${form.output_format} onChange=${(event) => setForm({ output_format: event.target.value })}>
+        ${["png", "jpeg", "webp"].map((name) => html`<option value=${name}>${name}</option>`)}</select></label>
+    </div>
+    <${Chips} label=${t("preset")} kind="p:" pictures=${pictures} list=${catalog?.data ?? []} chosen=${form.preset} onChoose=${(preset) => setForm({ preset })} />
+    <${Chips} label=${t("style")} kind="s:" pictures=${pictures} list=${catalog?.styles ?? []} chosen=${form.style_preset} onChoose=${(style_preset) => setForm({ style_preset })} />
+    <${Size} form=${form} />
+    <${Seed} form=${form} />
+    <details open=${form.num_inference_steps !== null || form.guidance_scale !== null || !!form.negative_prompt}><summary>${t("advanced")}</summary>
+      <div class="row">
+        <${Number_} label=${t("steps")} value=${form.num_inference_steps} min="1" max=${most.max_steps} step="1" onValue=${(num_inference_steps) => setForm({ num_inference_steps })} />
+        <${Number_} label=${t("guidance")} value=${form.guidance_scale} min="0" max="20" step="0.5" onValue=${(guidance_scale) => setForm({ guidance_scale })} />
+      </div>
+      ${text("negative", t("negative"), t("negative_hint"), 2)}
+    </details>
+    <input ref=${file} type="file" accept="image/png,image/jpeg,image/webp" hidden onChange=${(event) => { const [one] = event.target.files; if (one) bring(one).catch(failed); event.target.value = ""; }} />
+    <button type="button" class="link" onClick=${() => file.current.click()}>${t("open_picture")}</button>
+  </form>`;
+}

@@ -1,0 +1,62 @@
+// One state for the whole page. A component is drawn again when what it selects has become another value.
+import { useState, useEffect, useRef } from "./preact.js";
+
+const listeners = new Set();
+
+const remembered = (name, otherwise) => {
+  try { return JSON.parse(localStorage.getItem(`zimage.${name}`)) ?? otherwise; } catch { return otherwise; }
+};
+export const remember = (name, value) => {
+  try { localStorage.setItem(`zimage.${name}`, JSON.stringify(value)); } catch { /* a private window */ }
+};
+
+export const EMPTY = {
+  prompt: "", negative_prompt: "", preset: null, style_preset: null, size: null, num_inference_steps: null,
+  guidance_scale: null, seed: 0, locked: false, n: 1, output_format: "png",
+};
+
+export const state = {
+  lang: remembered("lang", (navigator.language || "en").startsWith("zh") ? "zh" : "en"),
+  theme: remembered("theme", "auto"),
+  tab: ["make", "keep", "admin"].includes(location.hash.slice(1)) ? location.hash.slice(1) : "make",
+  form: { ...EMPTY, ...remembered("form", {}) }, // a draft; everything that was sent lives on the server
+  formError: null,
+  me: null, login: false, connection: "connecting", stats: null, catalog: null,
+  jobs: new Map(), jobsLoaded: false, previews: new Map(), // previews by `${job}:${image}`
+  pictures: [], cursor: null, more: true, query: "", loading: false, selected: new Set(),
+  details: null, toasts: [],
+};
+
+export function update(patch) {
+  Object.assign(state, typeof patch === "function" ? patch(state) : patch);
+  for (const listener of [...listeners]) listener();
+}
+
+export function use(select) {
+  const [, again] = useState(0);
+  const value = select(state);
+  const now = useRef();
+  now.current = { select, value };
+  useEffect(() => {
+    const listener = () => {
+      if (now.current.select(state) !== now.current.value) again((n) => n + 1);
+    };
+    listeners.add(listener);
+    listener(); // what happened between the drawing and now
+    return () => listeners.delete(listener);
+  }, []);
+  return value;
+}
+
+export function setForm(patch) {
+  update({ form: { ...state.form, ...patch } });
+  remember("form", state.form);
+}
+
+let toasts = 0;
+export function toast(text, error = null) {
+  const id = ++toasts;
+  update({ toasts: [...state.toasts.slice(-3), { id, text, error }] });
+  setTimeout(() => dismiss(id), error ? 15000 : 4000);
+}
+export const dismiss = (id) => update({ toasts: state.toasts.filter((one) => one.id !== id) });

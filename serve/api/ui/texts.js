@@ -1,0 +1,65 @@
+// Every text of the page in both languages. {0}, {1} are filled in.
+import { state, use } from "./store.js";
+
+export const TEXTS = {
+  make: ["Make", "生成"], keep: ["Gallery", "图库"], admin: ["Admin", "管理"],
+  prompt: ["Prompt", "提示词"], prompt_hint: ["What do you want to see?", "想画什么？"],
+  negative: ["Negative prompt", "负面提示词"], negative_hint: ["What should not be there; works with guidance over 0", "不想出现的内容；引导大于 0 时有效"],
+  preset: ["Preset", "预设"], style: ["Style", "风格"], none: ["None", "无"],
+  size: ["Size", "尺寸"], auto: ["Auto", "自动"], width: ["Width", "宽"], height: ["Height", "高"],
+  advanced: ["Steps and guidance", "步数与引导"], steps: ["Steps", "步数"], guidance: ["Guidance", "引导"],
+  seed: ["Seed", "种子"], random: ["random each time", "每次随机"], lock: ["Keep this seed", "固定种子"], dice: ["New seed", "换一个种子"],
+  count: ["Pictures", "张数"], format: ["Format", "格式"], draw: ["Draw", "开始生成"], drawing: ["Sending…", "正在提交…"],
+  more: ["Show more", "显示更多"], jobs: ["Latest jobs", "最近任务"], nothing: ["Nothing drawn yet", "还没有图片"],
+  try_one: ["Try one of these:", "试试这些："],
+  queued: ["Waiting", "排队中"], running: ["Drawing", "生成中"], canceling: ["Stopping", "正在停止"], succeeded: ["Done", "完成"],
+  failed: ["Failed", "失败"], canceled: ["Canceled", "已取消"], expired: ["Expired", "已过期"],
+  place: ["{0} of {1}", "第 {0} 位，共 {1} 位"], next: ["next in line", "即将开始"], eta: ["~{0} s", "约 {0} 秒"], step: ["step {0}/{1}", "第 {0}/{1} 步"],
+  took: ["{0} s", "{0} 秒"], paused: ["paused by the operator", "队列已被管理员暂停"],
+  from_cache: ["from the cache", "来自缓存"], partial: ["{0} of {1} pictures are missing", "{1} 张中缺 {0} 张"], deleted: ["deleted", "已删除"],
+  cancel: ["Cancel", "取消"], remove: ["Delete", "删除"], retry: ["Try again", "重试"], download: ["Download", "下载"], details: ["Details", "详情"],
+  use: ["Use these settings", "使用这些设置"], variations: ["Variations", "生成变体"], copy_curl: ["Copy as curl", "复制为 curl"], copy_python: ["Copy as Python", "复制为 Python"],
+  copied: ["Copied", "已复制"], close: ["Close", "关闭"], request_id: ["Request {0}", "请求 {0}"], job_id: ["Job {0}", "任务 {0}"], copy: ["Copy", "复制"],
+  search: ["Search prompts", "搜索提示词"], select: ["Select", "选择"], selected: ["{0} selected", "已选 {0} 张"], clear: ["Clear", "清除"],
+  select_all: ["Select all shown", "全选已显示"], delete_selected: ["Delete selected", "删除所选"], delete_all: ["Delete all…", "全部删除…"],
+  sure: ["Delete {0} pictures for good?", "永久删除 {0} 张图片？"], sure_one: ["Delete this picture for good?", "永久删除这张图片？"], sure_all: ["This deletes all your pictures, {0} in number, for good. Type {0} to confirm.", "这将永久删除全部 {0} 张图片。请输入 {0} 以确认。"],
+  sure_job: ["Delete this job and its pictures for good?", "永久删除此任务及其图片？"],
+  counting: ["Counting…", "正在统计…"], gone: ["{0} deleted", "已删除 {0} 张"], nothing_found: ["No picture has that in its prompt", "没有符合的图片"],
+  created: ["Created", "创建于"], model: ["Model", "模型"], bytes: ["File", "文件"], weights: ["Weights", "权重"], engine: ["Engine", "引擎"], hash: ["SHA-256", "SHA-256"],
+  timings: ["Timings", "用时"], queue_ms: ["queue", "排队"], encode_ms: ["encode", "编码"], denoise_ms: ["denoise", "去噪"], decode_ms: ["decode", "解码"], total_ms: ["total", "总计"],
+  online: ["Connected", "已连接"], offline: ["Offline: trying to reconnect", "连接断开，正在重连"], connecting: ["Connecting", "正在连接"],
+  not_ready: ["starting", "启动中"], replicas: ["{0} replicas", "{0} 个副本"], replica: ["1 replica", "1 个副本"], in_queue: ["{0} waiting, {1} drawing", "{0} 个等待，{1} 个生成中"],
+  vram: ["VRAM {0} / {1} GB", "显存 {0} / {1} GB"], quota: ["{0}: {1} of {2} left", "{0}：剩余 {1} / {2}"],
+  sign_in: ["Sign in", "登录"], key: ["API key", "API 密钥"], sign_in_hint: ["This service asks for an API key. It is kept in a cookie that no script can read.", "此服务需要 API 密钥。密钥保存在脚本无法读取的 Cookie 中。"], sign_out: ["Sign out", "退出"],
+  drop: ["Drop a picture to load its settings", "放下图片以读取其设置"], open_picture: ["Settings from a picture…", "从图片读取设置…"],
+  loaded: ["Settings loaded from the picture", "已从图片读取设置"], no_settings: ["There are no settings in this picture", "这张图片里没有设置"], sent: ["Sent", "已提交"],
+  language: ["中文", "English"], theme: ["Colours: {0}", "配色：{0}"], theme_auto: ["as the system", "跟随系统"], theme_light: ["light", "浅色"], theme_dark: ["dark", "深色"],
+  whole_queue: ["Everybody's queue", "所有人的队列"], user: ["User", "用户"], status: ["Status", "状态"], pause: ["Pause", "暂停"], resume: ["Resume", "继续"], reload: ["Reload config", "重新加载配置"],
+  reloaded: ["Reloaded. Changed: {0}", "已重新加载。变更：{0}"], is_paused: ["The queue is paused", "队列已暂停"], queue_empty: ["Nobody waits", "队列为空"],
+  keys: ["API keys", "API 密钥"], name: ["Name", "名称"], role: ["Role", "角色"], new_key: ["New key", "新建密钥"], revoke: ["Revoke", "吊销"], revoked: ["revoked", "已吊销"], once: ["Copy it now: it is shown this once.", "请立即复制：仅显示这一次。"],
+  e_offline: ["The service cannot be reached. It will be tried again; nothing that was accepted is lost.", "无法连接服务。将自动重试；已接受的任务不会丢失。"],
+  e_quota_exceeded: ["Your quota is used up", "配额已用完"], e_queue_full: ["The queue is full", "队列已满"], e_unauthenticated: ["This key is not valid", "密钥无效"],
+  e_forbidden: ["Your role may not do this", "您的角色无权执行此操作"], e_prompt_too_long: ["The prompt is too long", "提示词太长"], e_not_ready: ["The service is still starting", "服务正在启动"],
+  "q_images-per-day": ["Pictures today", "今日图片"], "q_pixel-steps-per-day": ["Pixel steps today", "今日像素步"],
+  e_in: ["Possible again in {0} s", "{0} 秒后可再试"],
+};
+
+export const EXAMPLES = {
+  en: ["a red fox on a yellow background", "a penguin in the snow", "a rocket on a dark blue background"],
+  zh: ["a red fox on a yellow background", "a penguin in the snow", "a rocket on a dark blue background"],
+};
+
+export function t(key, ...values) {
+  const text = TEXTS[key]?.[state.lang === "zh" ? 1 : 0] ?? key;
+  return text.replace(/\{(\d)\}/g, (_, i) => values[i]);
+}
+export const has = (key) => key in TEXTS;
+export const useLang = () => use((s) => s.lang);
+export const titled = (words, name) => words?.[state.lang] ?? words?.en ?? name;
+
+const ENDINGS = { one: "st", two: "nd", few: "rd", other: "th" };
+const ordinals = new Intl.PluralRules("en", { type: "ordinal" });
+export const ordinal = (n) => (state.lang === "zh" ? `${n}` : `${n}${ENDINGS[ordinals.select(n)]}`);
+export const few = (n) => new Intl.NumberFormat(state.lang, { notation: "compact" }).format(Math.floor(n));
+export const when = (iso) => new Date(iso).toLocaleString(state.lang === "zh" ? "zh-CN" : undefined, { dateStyle: "medium", timeStyle: "short" });
+export const size = (bytes) => (bytes < 1e6 ? `${(bytes / 1e3).toFixed(1)} kB` : `${(bytes / 1e6).toFixed(1)} MB`);

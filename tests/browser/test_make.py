@@ -1,0 +1,119 @@
+"""From a prompt to the picture, and what is said on the way."""
+
+import re
+
+import pytest
+from playwright.async_api import expect
+
+from serve.api.app import create_app
+from serve.presets.hot import hot_presets
+from tests.browser.conftest import draw
+
+PRESETS = """
+presets:
+  - {name: kids, title: {en: Kids, zh: 儿童}, prompt: "{prompt} on a yellow background", banned: [gun]}
+"""
+
+
+async def test_a_picture_is_made_and_watched(page):
+    await draw(page, "a red fox on a yellow background")
+    card = page.locator(".card").first
+    await expect(card).to_contain_text("a red fox on a yellow background")
+    await expect(card.locator(".cell img[alt='a red fox on a yellow background']")).to_be_visible()
+    await expect(card.locator(".state")).to_have_text(re.compile(r"Done · \d+\.\d{3} s"))
+    assert await card.locator("img").evaluate("image => image.decode().then(() => image.naturalWidth)") == 128
+
+
+async def test_previews_and_steps_are_seen_before_the_picture(page):
+    await page.get_by_role("group", name="Size").get_by_text("16:9").click()
+    await page.get_by_text("Steps and guidance").click()
+    await page.get_by_label("Steps", exact=True).fill("50")
+    await draw(page, "a whale on a blue background")
+    card = page.locator(".card").first
+    await expect(card.locator(".preview")).to_be_visible()
+    await expect(card.locator(".state")).to_have_text(re.compile(r"Drawing · step \d+/50 · ~\d+ s"))
+    await expect(card.locator(".state.succeeded")).to_be_visible()
+    assert await card.locator("img").evaluate("image => image.naturalWidth / image.naturalHeight") > 1.5
+
+
+async def test_every_choice_of_the_form_reaches_the_job(page, base_url):
+    await page.get_by_role("button", name="Wallpaper").click()
+    await page.get_by_role("button", name="In the snow").click()
+    await page.get_by_label("Width").fill("128")
+    await page.get_by_label("Height").fill("64")
+    await page.get_by_label("Seed", exact=True).fill("7")
+    await page.get_by_label("Pictures").select_option("2")
+    await page.get_by_label("Format").select_option("webp")
+    await page.get_by_text("Steps and guidance").click()
+    await page.get_by_label("Steps", exact=True).fill("2")
+    await page.get_by_label("Guidance").fill("1.5")
+    await page.get_by_label("Negative prompt").fill("rain")
+    async with page.expect_response("**/v1/jobs") as answered:
+        await draw(page, "a fox")
+    job = await (await answered.value).json()
+    expected = {
+        "size": "128x64",
+        "seed": 7,
+        "n": 2,
+        "output_format": "webp",
+        "num_inference_steps": 2,
+        "guidance_scale": 1.5,
+        "negative_prompt": "rain",
+    }
+    assert job["request"] | expected == job["request"]
+    preset = job["preset"]
+    assert (preset["name"], preset["style_preset"], preset["prompt"]) == ("wallpaper", "snow", "a fox")
+    await expect(page.locator(".card").first.locator(".cell img:not(.preview)")).to_have_count(2)
+
+
+async def test_a_wrong_word_is_shown_where_it_stands(service, settings, tmp_path, serving, visit):
+    file = tmp_path / "presets.yaml"
+    file.write_text(PRESETS)
+    presets = hot_presets(settings.model_copy(update={"presets": file}))
+    await presets.open()
+    app = create_app(service, service.assets, service.prompts, settings, presets=presets)
+    async with serving(app) as url, visit(url) as page:
+        await page.get_by_role("button", name="Kids").click()
+        await draw(page, "🦊 with a gun")
+        error = page.locator(".make .error")
+        await expect(error.locator("mark")).to_have_text("gun")
+        await expect(error).to_contain_text("say it in other words")
+        await expect(error).to_contain_text(re.compile(r"Request \w{26}"))
+        selected = "() => { const f = document.activeElement; return f.value.slice(f.selectionStart, f.selectionEnd); }"
+        assert await page.evaluate(selected) == "gun"
+        await page.keyboard.type("flower")
+        await expect(error).to_have_count(0)
+
+
+@pytest.mark.parametrize("format", ["png", "jpeg", "webp"])
+async def test_the_settings_inside_a_picture_come_back(page, base_url, format):
+    body = {"prompt": "一只 fox", "negative_prompt": "rain, snow", "guidance_scale": 2, "seed": 9, "size": "64x80"}
+    body |= {"num_inference_steps": 2, "output_format": format}
+    url = f"{base_url}/v1/images/generations"
+    made = await page.context.request.post(url, data=body, headers={"Accept": f"image/{format}"})
+    file = {"name": f"fox.{format}", "mimeType": f"image/{format}", "buffer": await made.body()}
+    await page.locator("input[type=file]").set_input_files(file)
+    await expect(page.get_by_label("Prompt", exact=True)).to_have_value("一只 fox")
+    await expect(page.get_by_label("Negative prompt")).to_have_value("rain, snow")
+    await expect(page.get_by_label("Seed", exact=True)).to_have_value("9")
+    await expect(page.get_by_label("Width")).to_have_value("64")
+    await expect(page.get_by_label("Guidance")).to_have_value("2")
+
+
+async def test_a_dropped_picture_brings_its_settings(page, base_url):
+    body = {"prompt": "a bee", "seed": 4, "size": "64x64", "num_inference_steps": 2}
+    url = f"{base_url}/v1/images/generations"
+    made = await page.context.request.post(url, data=body, headers={"Accept": "image/png"})
+    drop = """(bytes) => {
+        const data = new DataTransfer();
+        data.items.add(new File([new Uint8Array(bytes)], "bee.png", {type: "image/png"}));
+        dispatchEvent(new DragEvent("drop", {dataTransfer: data, bubbles: true, cancelable: true}));
+    }"""
+    await page.evaluate(drop, list(await made.body()))
+    await expect(page.get_by_label("Prompt", exact=True)).to_have_value("a bee")
+
+
+async def test_a_picture_without_settings_is_said_to_have_none(page):
+    file = {"name": "x.png", "mimeType": "image/png", "buffer": b"\x89PNG\r\n\x1a\n"}
+    await page.locator("input[type=file]").set_input_files(file)
+    await expect(page.locator(".toast")).to_contain_text("There are no settings in this picture")

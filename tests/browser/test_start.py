@@ -1,0 +1,12 @@
+async def test_something_is_seen_before_the_script_has_run(visit, base_url, browser):
+    context = await browser.new_context(java_script_enabled=False)
+    page = await context.new_page()
+    await page.goto(base_url)
+    assert await page.get_by_role("heading", name="Z-Image").is_visible()
+    await context.close()
+
+
+async def test_the_first_paint_waits_for_nothing_slow(page):
+    painted = "() => performance.getEntriesByName('first-contentful-paint')[0]?.startTime"
+    await page.wait_for_function(painted)
+    assert await page.evaluate(painted) < 3000
