@@ -99,6 +99,7 @@ async def ask(service, client: httpx.AsyncClient, route: str, name: str, job_id:
     path = path.replace("{job_id}", job_id).replace("{key_id}", "none").replace("{model}", "z-image-turbo")
     path = path.replace("{version}", "1")
     path = path.replace("{asset_id}", f"{job_id}-0")
+    client.cookies.clear()  # of a session that was made on the way
     return await client.request(method, path, headers=service.headers(name), json={} if method == "POST" else None)
 
 
