@@ -107,6 +107,7 @@ async def ask(service, client: httpx.AsyncClient, route: str, name: str, job_id:
     path = path.replace("{version}", "1")
     path = path.replace("{asset_id}", f"{job_id}-0")
     path = path.replace("{name}", "app.js" if path.startswith("/ui/") else "swagger-ui.css")
+    client.cookies.clear()  # of a session that was made on the way
     return await client.request(method, path, headers=service.headers(name), json={} if method == "POST" else None)
 
 

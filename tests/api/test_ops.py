@@ -73,7 +73,10 @@ async def test_openapi_documents_every_error(client):
     schema = (await client.get("/openapi.json")).json()
     responses = schema["paths"]["/v1/images/generations"]["post"]["responses"]
     assert set(responses) == {"200", "400", "401", "403", "404", "408", "413", "422", "429", "500", "503", "507"}
-    assert set(schema["components"]["schemas"]) == {"ErrorAnswer", "ErrorBody", "FragmentBody"}
+    assert set(schema["components"]["schemas"]) == {
+        *("ErrorAnswer", "ErrorBody", "FragmentBody"),
+        *("KServeError", "KServeNotReady"),
+    }
 
 
 async def test_the_documented_example_works(client):
