@@ -17,6 +17,7 @@ async def gallery(page, base_url) -> Page:
         body = {"prompt": f"a {thing}", "seed": seed, "size": "64x64", "num_inference_steps": 2}
         assert (await request.post(f"{base_url}/v1/images/generations", data=body)).ok
     await page.get_by_role("button", name="Gallery").click()
+    await page.wait_for_url("**/#keep")
     await page.reload()
     await expect(page.locator(".tile")).to_have_count(3)
     return page

@@ -6,7 +6,7 @@ const PAGE = 40;
 let turn = 0;
 
 export async function loadPictures(anew = false) {
-  if (!anew && (state.loading || !state.more)) return;
+  if (!anew && (state.loading || !state.more || !state.cursor)) return;
   const mine = ++turn;
   update({ loading: true });
   try {
