@@ -95,11 +95,17 @@ async def test_a_poisonous_member_fails_alone(
     monkeypatch.setattr(engine.transformer, "segments", brittle)
     monkeypatch.setattr(engine.transformer, "noise", lambda seed, h, w: noise(seed, h, w) / (0 if seed == 13 else 1))
     outcomes = await asyncio.gather(
-        *(engine.draw(generation(str(seed), seed=seed), ignore) for seed in (12, 13, 14)), return_exceptions=True
+        *(
+            engine.draw(generation(str(seed), seed=seed, origin={"request_id": f"r{seed}"}), ignore)
+            for seed in (12, 13, 14)
+        ),
+        return_exceptions=True,
     )
     assert [type(outcome) for outcome in outcomes] == [Drawn, ZImageError, Drawn]
     assert "kernel" not in str(outcomes[1])
-    assert "a kernel failed" in "".join(capfd.readouterr()), "the operator's log has the reason"
+    log = "".join(capfd.readouterr())
+    assert "a kernel failed" in log, "the operator's log has the reason"
+    assert "r13" in log
 
 
 async def test_an_embedding_of_the_wrong_size_fails_only_its_own_request(engine: Engine) -> None:
