@@ -242,9 +242,7 @@ async def test_problem_json_only_when_asked_for(client):
     assert problem["fragment"]["text"] == " "
 
 
-@pytest.mark.parametrize(
-    "path", ["/v1", "/v1/images", "/v1/images/generations/", "/v1/models/", "/healthz/x", "/%00"]
-)
+@pytest.mark.parametrize("path", ["/v1", "/v1/images", "/v1/images/generations/", "/v1/models/", "/healthz/x", "/%00"])
 async def test_an_unknown_route_has_the_same_shape(client, refused, path):
     error = refused(await client.get(path), 404, "not_found")
     assert error["message"].startswith("no route GET /")
