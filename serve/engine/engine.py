@@ -332,9 +332,8 @@ class Engine:
             flight.retried = flight.step
             again(flights)
             return
-        log.error(
-            "a step failed", task_id=flight.entry.id, **flight.generation.origin, exc_info=error
-        )  # its caller is told no more than that
+        # its caller is told no more than that
+        log.error("a step failed", task_id=flight.entry.id, **flight.generation.origin, exc_info=error)
         if not isinstance(error, torch.OutOfMemoryError):
             error = ZImageError("the model failed on this request")
         self._fail(flight, self._explain(flight.generation, error))
