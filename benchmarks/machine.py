@@ -16,7 +16,7 @@ def facts() -> dict[str, Any]:
     """Date, command, commit, hardware and versions."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": " ".join(sys.argv),
+        "command": " ".join(("python", *sys.orig_argv[1:])),
         "commit": _output("git", "rev-parse", "--short", "HEAD"),
         "cpu": platform.machine(),
         "gpu": _output("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"),
