@@ -28,12 +28,13 @@ async def test_previews_and_steps_are_seen_before_the_picture(page):
     await page.get_by_role("group", name="Size").get_by_text("16:9").click()
     await page.get_by_text("Steps and guidance").click()
     await page.get_by_label("Steps", exact=True).fill("50")
+    await page.get_by_label("Pictures").select_option("4")  # the last is long under way when the first has a preview
     await draw(page, "a whale on a blue background")
     card = page.locator(".card").first
-    await expect(card.locator(".preview")).to_be_visible()
-    await expect(card.locator(".state")).to_have_text(re.compile(r"Drawing · step \d+/50 · ~\d+ s"))
+    await expect(card.locator(".preview").first).to_be_visible()
+    await expect(card.locator(".state")).to_have_text(re.compile(r"Drawing · step \d+/200 · ~\d+ s"))
     await expect(card.locator(".state.succeeded")).to_be_visible()
-    assert await card.locator("img").evaluate("image => image.naturalWidth / image.naturalHeight") > 1.5
+    assert await card.locator("img").first.evaluate("image => image.naturalWidth / image.naturalHeight") > 1.5
 
 
 async def test_every_choice_of_the_form_reaches_the_job(page, base_url):
