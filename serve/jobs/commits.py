@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
-from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import InterfaceError, InternalError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from serve.errors import Unavailable, ZImageError
@@ -155,7 +155,7 @@ class GroupCommit:
             batch, self._batch = self._batch, Batch()
             try:
                 batch.acknowledge(await self._commit(batch))
-            except (OperationalError, InterfaceError, OSError) as error:  # the database is away
+            except (OperationalError, InterfaceError, InternalError, OSError) as error:  # the database is away
                 await self._later(batch, error)
             except (
                 Exception
