@@ -20,7 +20,9 @@ CacheUse = Literal["hit", "miss", "join"]
 class ImageRequest:
     """What is drawn, fully resolved: the same request gives the same pictures.
 
-    Image `i` of `n` is drawn with `seed + i`, so that any of them can be made again alone.
+    Image `i` of `n` is drawn with `seed + i`, so that any of them can be made again alone. Guidance is bounded to
+    `cfg_normalization` times the norm of the prompt's own velocity (0: not), and ends where 1 - sigma is over
+    `cfg_truncation`.
     """
 
     model: str
@@ -35,6 +37,10 @@ class ImageRequest:
     output_format: ImageFormat = "png"
     output_compression: int | None = None
     deterministic: bool = False
+    adapter: str | None = None
+    adapter_scale: float = 1.0
+    cfg_normalization: float = 0.0
+    cfg_truncation: float = 1.0
 
     @property
     def guided(self) -> bool:
@@ -382,6 +388,7 @@ class ReplicaState:
 
     VRAM in bytes: `used` by tensors, `reserved` by the process, `total` that it may use; None on a CPU. `max_px` is the
     side of the largest square that fits into it, with guidance `max_guided_px`; None where memory is no limit.
+    `adapters` are those that it serves, by name with the digest of their files; `adapters_held` are in its memory.
     """
 
     replica_id: str
@@ -399,6 +406,8 @@ class ReplicaState:
     warmup_s: float | None = None
     max_px: int | None = None
     max_guided_px: int | None = None
+    adapters: dict[str, str] = field(default_factory=dict)
+    adapters_held: tuple[str, ...] = ()
 
     def takes(self, request: ImageRequest) -> bool:
         """Whether its memory can."""

@@ -11,6 +11,8 @@ from typing import Any
 from torch import Tensor
 
 from serve.engine.decode import Pixels
+from serve.engine.guidance import Guidance
+from serve.engine.lora import Adapter, Extension
 from serve.engine.schedule import Entry
 from serve.engine.zimage import Caption, Row, Schedule, unpatchify
 from serve.messages import Span
@@ -32,12 +34,14 @@ class Generation:
     seed: int
     embedding: Tensor
     negative: Tensor | None
-    guidance: float
+    guidance: Guidance
     deadline: float
     hard_deadline: bool
     alone: bool
     preview_steps: frozenset[int]
     origin: Mapping[str, str] = field(default_factory=dict)
+    adapter: Adapter | None = None
+    adapter_scale: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +87,7 @@ class Flight:
     entry: Entry
     captions: list[Caption]
     schedule: Schedule
+    extension: Extension | None
     latents: Tensor
     outcome: Outcome
     on_step: OnStep
@@ -98,8 +103,10 @@ class Flight:
         return self.step == self.generation.steps
 
     def rows(self) -> list[Row]:
-        g = self.generation
-        return [Row(self.latents, caption, self.schedule, self.step, g.height, g.width) for caption in self.captions]
+        """One for each caption that this step takes: `entry.shape` says how many."""
+        g, captions = self.generation, self.captions[: self.entry.shape.rows]
+        here = (self.schedule, self.step, g.height, g.width, self.extension)
+        return [Row(self.latents, caption, *here) for caption in captions]
 
     def move(self, velocity: Tensor, seconds: float, members: int) -> Tensor:
         """Takes the step along `velocity` [N, 4 * C], one of so many; returns what it lets expect of the picture."""
@@ -109,7 +116,13 @@ class Flight:
         self.denoise_s += seconds
         self.executions += 1 / (members * self.generation.steps)
         self.entry.steps_left -= 1
+        self.take_only_needed()
         return self.latents - following * velocity
+
+    def take_only_needed(self) -> None:
+        """From the step on at which guidance is cut off, the negative prompt takes no part."""
+        if not self.arrived and not self.generation.guidance.at(self.schedule.sigmas[self.step]):
+            self.entry.shape = self.entry.shape.unguided()
 
     def picture(self, tokens: Tensor) -> Tensor:
         """[N, 4 * C] -> latents [C, h, w]."""

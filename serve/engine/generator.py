@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,7 @@ class Generator:
     assets: AssetStore
     files: ThreadPoolExecutor
     settings: Settings
+    adapters: Adapters = field(default_factory=lambda: Adapters({}, _none, 0, 0))
 
     async def generate(self, task: Task, embedding: Embedding, negative: Embedding | None, report: Report) -> Generated:
         """Returns when the picture is in the asset store. Cancelling the caller stops it at the next step."""
@@ -40,7 +42,8 @@ class Generator:
             if preview is not None:
                 loop.call_soon_threadsafe(previews.begin, preview)
 
-        drawn = await self.engine.draw(self._generation(task, embedding, negative), on_step)
+        async with self._adapter(task) as adapter:
+            drawn = await self.engine.draw(self._generation(task, embedding, negative, adapter), on_step)
         await previews.finish()
         began, filing = time.perf_counter(), time.time()
         image = await self._store(task, drawn.pixels)
@@ -64,7 +67,14 @@ class Generator:
             spans=spans,
         )
 
-    def _generation(self, task: Task, embedding: Embedding, negative: Embedding | None) -> Generation:
+    def _adapter(self, task: Task) -> AbstractAsyncContextManager[Adapter | None]:
+        """Waits here for one that has to be loaded, while the engine goes on with others."""
+        name = task.request.adapter
+        return nullcontext() if name is None else self.adapters.lent(name)
+
+    def _generation(
+        self, task: Task, embedding: Embedding, negative: Embedding | None, adapter: Adapter | None
+    ) -> Generation:
         request = task.request
         return Generation(
             id=task.id,
@@ -74,12 +84,14 @@ class Generator:
             seed=task.seed,
             embedding=embedding.tensor(),
             negative=None if negative is None else negative.tensor(),
-            guidance=request.guidance,
+            guidance=Guidance(request.guidance, request.cfg_normalization, request.cfg_truncation),
             deadline=self.engine.clock() + task.deadline_in,
             hard_deadline=task.hard_deadline,
             alone=request.deterministic,
             preview_steps=preview_steps(request.steps, task.previews),
             origin=origin(task),
+            adapter=adapter,
+            adapter_scale=request.adapter_scale,
         )
 
     async def _store(self, task: Task, pixels: Pixels) -> StoredImage:
