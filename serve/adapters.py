@@ -171,7 +171,9 @@ class _Check:
         if len(down_shape) != 2 or down_shape[1] != columns:
             self._refuse(down, f"has shape {down_shape}, but the model's matrix is {expected}: [rank, {columns}] fits")
         if up_shape != [rows, down_shape[0]]:
-            self._refuse(up, f"has shape {up_shape}, but the model's matrix is {expected}: {[rows, down_shape[0]]} fits")
+            self._refuse(
+                up, f"has shape {up_shape}, but the model's matrix is {expected}: {[rows, down_shape[0]]} fits"
+            )
 
     def _shape_of(self, module: str) -> list[int] | None:
         flat = module.replace(".", "_")

@@ -7,13 +7,15 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import structlog
+import torch
 
 from serve.adapters import AdapterFile
-from serve.engine.lora import Adapter
+from serve.engine.lora import Adapter, load
 from serve.errors import ConfigError, InvalidRequest
+from serve.messages import ReplicaState
 
 log = structlog.get_logger()
 
@@ -28,10 +30,10 @@ class _Held:
 class Adapters:
     """Of one event loop. `load` runs in a thread of its own; `item_bytes` is the size of a number on the device."""
 
-    files: Mapping[str, AdapterFile]
-    load: Callable[[AdapterFile], Adapter]
-    budget: int
-    item_bytes: int
+    files: Mapping[str, AdapterFile] = field(default_factory=dict)
+    load: Callable[[AdapterFile], Adapter] = lambda file: load(file, torch.device("cpu"), torch.float32)
+    budget: int = 0
+    item_bytes: int = 4
     _held: OrderedDict[str, _Held] = field(default_factory=OrderedDict)
     _loading: dict[str, asyncio.Task[None]] = field(default_factory=dict)
     _reserved: int = 0
@@ -48,11 +50,6 @@ class Adapters:
                 )
 
     @property
-    def names(self) -> tuple[str, ...]:
-        """Of those in memory."""
-        return tuple(self._held)
-
-    @property
     def nbytes(self) -> int:
         return sum(held.adapter.nbytes for held in self._held.values())
 
@@ -61,9 +58,10 @@ class Adapters:
         """That they will ever take."""
         return min(self.budget, sum(self._bytes(file) for file in self.files.values()))
 
-    @property
-    def digests(self) -> dict[str, str]:
-        return {file.name: file.digest for file in self.files.values()}
+    def report(self, state: ReplicaState) -> ReplicaState:
+        """What a heartbeat says of them."""
+        digests = {file.name: file.digest for file in self.files.values()}
+        return replace(state, adapters=digests, adapters_held=tuple(self._held))
 
     async def preload(self) -> None:
         for file in self.files.values():

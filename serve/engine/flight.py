@@ -34,7 +34,7 @@ class Generation:
     seed: int
     embedding: Tensor
     negative: Tensor | None
-    guidance: Guidance
+    guidance: float
     deadline: float
     hard_deadline: bool
     alone: bool
@@ -42,6 +42,8 @@ class Generation:
     origin: Mapping[str, str] = field(default_factory=dict)
     adapter: Adapter | None = None
     adapter_scale: float = 1.0
+    cfg_normalization: float = 0.0
+    cfg_truncation: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +101,11 @@ class Flight:
     executions: float = 0.0
 
     @property
+    def guidance(self) -> Guidance:
+        g = self.generation
+        return Guidance(g.guidance, g.cfg_normalization, g.cfg_truncation)
+
+    @property
     def arrived(self) -> bool:
         return self.step == self.generation.steps
 
@@ -121,7 +128,7 @@ class Flight:
 
     def take_only_needed(self) -> None:
         """From the step on at which guidance is cut off, the negative prompt takes no part."""
-        if not self.arrived and not self.generation.guidance.at(self.schedule.sigmas[self.step]):
+        if not self.arrived and not self.guidance.at(self.schedule.sigmas[self.step]):
             self.entry.shape = self.entry.shape.unguided()
 
     def picture(self, tokens: Tensor) -> Tensor:

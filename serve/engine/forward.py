@@ -56,7 +56,4 @@ def _guided(flights: list[Flight], per_caption: Sequence[Tensor]) -> list[Tensor
     if len(per_caption) == 1:
         return list(per_caption[0])
     positive, negative = per_caption
-    return [
-        flight.generation.guidance.combine(pos, neg)
-        for flight, pos, neg in zip(flights, positive, negative, strict=True)
-    ]
+    return [flight.guidance.combine(pos, neg) for flight, pos, neg in zip(flights, positive, negative, strict=True)]

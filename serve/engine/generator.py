@@ -7,15 +7,17 @@ import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from serve.assets.metadata import describe, parameters
 from serve.assets.store import AssetStore
 from serve.engine import codec
+from serve.engine.adapters import Adapters
 from serve.engine.decode import Pixels
 from serve.engine.engine import Engine
 from serve.engine.flight import Generation
+from serve.engine.lora import Adapter
 from serve.engine.text import Embedding
 from serve.logs import origin
 from serve.messages import Generated, Span, Stage, StoredImage, Task, TaskPreview, TaskReport, TaskStepped
@@ -30,7 +32,7 @@ class Generator:
     assets: AssetStore
     files: ThreadPoolExecutor
     settings: Settings
-    adapters: Adapters = field(default_factory=lambda: Adapters({}, _none, 0, 0))
+    adapters: Adapters = field(default_factory=Adapters)
 
     async def generate(self, task: Task, embedding: Embedding, negative: Embedding | None, report: Report) -> Generated:
         """Returns when the picture is in the asset store. Cancelling the caller stops it at the next step."""
@@ -84,7 +86,7 @@ class Generator:
             seed=task.seed,
             embedding=embedding.tensor(),
             negative=None if negative is None else negative.tensor(),
-            guidance=Guidance(request.guidance, request.cfg_normalization, request.cfg_truncation),
+            guidance=request.guidance,
             deadline=self.engine.clock() + task.deadline_in,
             hard_deadline=task.hard_deadline,
             alone=request.deterministic,
@@ -92,6 +94,8 @@ class Generator:
             origin=origin(task),
             adapter=adapter,
             adapter_scale=request.adapter_scale,
+            cfg_normalization=request.cfg_normalization,
+            cfg_truncation=request.cfg_truncation,
         )
 
     async def _store(self, task: Task, pixels: Pixels) -> StoredImage:

@@ -21,7 +21,8 @@ class Guidance:
 
     def at(self, sigma: float) -> bool:
         """Whether the step that begins at `sigma` is guided."""
-        return self.scale > 0 and 1 - sigma <= self.truncation
+        time = (1000 - torch.tensor(sigma) * 1000) / 1000  # rounded as diffusers rounds it
+        return self.scale > 0 and time.item() <= self.truncation
 
     def combine(self, positive: Tensor, negative: Tensor) -> Tensor:
         """Velocities of one picture, in fp32."""

@@ -7,7 +7,7 @@ reading and writing all of it whenever the adapter changes (docs/adr/0017-adapte
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -126,7 +126,9 @@ class Adapter:
         parts = [*layers.values(), *(beside for matrices in blocks.values() for beside in matrices.values())]
         nbytes = sum(part.nbytes for part in parts)
         with _own_stream(device):
-            moved = {block: {name: it.to(device) for name, it in matrices.items()} for block, matrices in blocks.items()}
+            moved = {
+                block: {name: it.to(device) for name, it in matrices.items()} for block, matrices in blocks.items()
+            }
             other = {name: part.to(device, part.down.dtype) for name, part in layers.items()}
         return cls(file.name, file.digest, moved, other, nbytes)
 
@@ -142,17 +144,13 @@ class Extension:
     def of(cls, adapter: Adapter, scale: float, device: torch.device) -> Extension:
         return cls(adapter, torch.tensor([scale], dtype=torch.float32, device=device))
 
-    def terms(self, stack: str, indices: Iterable[int]) -> list[BlockTerms | None]:
-        """Of the blocks of one stack of the model, such as `layers`."""
-        held = (self.adapter.blocks.get(f"{stack}.{index}") for index in indices)
-        return [None if matrices is None else BlockTerms(matrices, self.strength) for matrices in held]
 
-    def remember(self, key: Hashable, make: Callable[[], Any]) -> Any:
-        """What depends on this adapter and its strength, of one request."""
-        key = (key, self.strength.item())
-        if key not in self.adapter.schedules:
-            self.adapter.schedules[key] = make()
-        return self.adapter.schedules[key]
+def terms_of(extension: Extension | None, stack: str, indices: Iterable[int]) -> list[BlockTerms | None] | None:
+    """What an extension adds to these blocks of one stack of the model, such as `layers`."""
+    if extension is None:
+        return None
+    held = (extension.adapter.blocks.get(f"{stack}.{index}") for index in indices)
+    return [None if matrices is None else BlockTerms(matrices, extension.strength) for matrices in held]
 
 
 @contextmanager
@@ -162,8 +160,9 @@ def extended(modules: Mapping[str, nn.Module], extension: Extension | None) -> I
     For the few layers outside of blocks' matrices. Only for the thread that owns the model.
     """
     hooks = []
-    for name, part in extension.adapter.layers.items() if extension else ():
-        hooks.append(modules[name].register_forward_hook(_adding(part, extension.strength)))
+    if extension is not None:
+        for name, part in extension.adapter.layers.items():
+            hooks.append(modules[name].register_forward_hook(_adding(part, extension.strength)))
     try:
         yield
     finally:
@@ -183,7 +182,9 @@ def _adding(part: LowRank, strength: Tensor) -> Any:
 def load(file: AdapterFile, device: torch.device, dtype: torch.dtype) -> Adapter:
     """Reads, converts and moves a verified file. Raises WeightsError where it has changed since it was verified."""
     if digest_of(file.path) != file.digest:
-        raise WeightsError(f"adapter {file.name!r}: {file.path} has changed since the start", hint="restart the service")
+        raise WeightsError(
+            f"adapter {file.name!r}: {file.path} has changed since the start", hint="restart the service"
+        )
     state, metadata = ZImageLoraLoaderMixin.lora_state_dict(
         str(file.path.parent), weight_name=file.path.name, local_files_only=True, return_lora_metadata=True
     )

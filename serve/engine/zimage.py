@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from serve.engine.graphs import Graphs, Stage, run_stages
-from serve.engine.lora import Adapter, BlockTerms, Extension, extended
+from serve.engine.lora import Adapter, BlockTerms, Extension, extended, terms_of
 from serve.engine.ops import PLAIN, Activation, Arithmetic, Norm, Ops
 
 SEQUENCE_MULTIPLE = 32  # captions and images are padded to this with learned tokens that attend and are attended
@@ -219,7 +219,7 @@ class ZImageTransformer:
             tokens = self._caption_embedder(embeddings.to(self.device, self.dtype))
         if total > length:
             tokens = torch.cat([tokens, self._caption_pad.expand(total - length, -1)])
-        terms = extension and extension.terms("context_refiner", range(len(self._refine_caption.blocks)))
+        terms = terms_of(extension, "context_refiner", range(len(self._refine_caption.blocks)))
         return Caption(self._refine_caption(tokens[None], self._caption_rope(total), None, terms)[0])
 
     def schedule(self, steps: int, image_tokens: int, extension: Extension | None = None) -> Schedule:
@@ -227,7 +227,12 @@ class ZImageTransformer:
         tokens = image_tokens if self._scheduler_config.use_dynamic_shifting else 0
         if extension is None or not extension.adapter.layers:
             return self._schedule(steps, tokens)
-        return extension.remember((steps, tokens), lambda: self._make_schedule(steps, tokens, extension))
+        key = (steps, tokens, extension.strength.item())
+        remembered = extension.adapter.schedules
+        if key not in remembered:
+            remembered[key] = self._make_schedule(steps, tokens, extension)
+        schedule: Schedule = remembered[key]
+        return schedule
 
     def velocity(self, rows: list[Row]) -> Tensor:
         """One forward over rows of one shape. Returns [B, N, 4 * C] fp32, signed so that x += (σ' - σ) · v."""
@@ -250,7 +255,7 @@ class ZImageTransformer:
         ]
         if extension is not None:
             inputs.append([row.extension.strength for row in rows if row.extension])
-        adapter = extension and extension.adapter
+        adapter = None if extension is None else extension.adapter
         stages = self._stages(first.caption.length, first.height // 16, first.width // 16, parts, adapter)
         key = ("step", first.height, first.width, len(rows), first.caption.length, parts, adapter)
         if self.graphs is not None:
@@ -259,9 +264,7 @@ class ZImageTransformer:
         for index, result in enumerate(results, 1):
             yield result if index < len(stages) else result.clone()
 
-    def _stages(
-        self, caption_length: int, rows: int, columns: int, parts: int, adapter: Adapter | None
-    ) -> list[Stage]:
+    def _stages(self, caption_length: int, rows: int, columns: int, parts: int, adapter: Adapter | None) -> list[Stage]:
         part = partial(self._part, self._ropes(caption_length, rows, columns), rows * columns, adapter)
         cuts = [len(self._layers) * cut // parts for cut in range(parts + 1)]
         return [partial(part, slice(start, stop)) for start, stop in pairwise(cuts)]
@@ -286,11 +289,11 @@ class ZImageTransformer:
             padding = pad_length(image_tokens) - image_tokens
             if padding:
                 x = torch.cat([x, self._x_pad.expand(len(x), padding, -1)], 1)
-            terms = extension and extension.terms("noise_refiner", range(refiners))
+            terms = terms_of(extension, "noise_refiner", range(refiners))
             x = Stack(self._noise_refiner, self._ops)(x, image_rope, modulation[:, :refiners], terms)
             x = torch.cat([x, captions], 1)
         if layers.start < layers.stop:
-            terms = extension and extension.terms("layers", range(layers.start, layers.stop))
+            terms = terms_of(extension, "layers", range(layers.start, layers.stop))
             x = Stack(self._layers[layers], self._ops)(x, rope, modulation[:, refiners:][:, layers], terms)
         if layers.stop < len(self._layers):
             return x

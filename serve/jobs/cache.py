@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 
 from cachetools import TLRUCache
 
@@ -30,9 +30,21 @@ class Entry:
         return ENTRY_BYTES + sum(image.bytes for image in self.images)
 
 
+FIRST_FIELDS = frozenset(
+    "model prompt negative_prompt width height steps guidance seed n output_format output_compression deterministic"
+    .split()
+)  # fmt: skip
+
+
 def key_of(request: ImageRequest, engine: str) -> str:
-    """Equal for requests that one engine answers with the same bytes; hexadecimal."""
-    canonical = json.dumps({"engine": engine, "request": asdict(request)}, sort_keys=True, separators=(",", ":"))
+    """Equal for requests that one engine answers with the same bytes; hexadecimal.
+
+    Fields that came later count only where they are not at their defaults: keys from before stay what they were.
+    """
+    told = {it.name: getattr(request, it.name) for it in fields(request)}
+    later = {it.name: it.default for it in fields(request) if it.name not in FIRST_FIELDS}
+    told = {name: value for name, value in asdict(request).items() if name not in later or value != later[name]}
+    canonical = json.dumps({"engine": engine, "request": told}, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
