@@ -15,9 +15,11 @@ from serve.errors import WeightsError
 from serve.settings import Settings
 from serve.weights import HubId, matrices_of, tensors_in
 
-DOWN = (".lora_A.weight", ".lora_down.weight", ".lora.down.weight")
-UP = (".lora_B.weight", ".lora_up.weight", ".lora.up.weight")
-ALPHA = ".alpha"
+PARTS = {
+    "down": (".lora_A.weight", ".lora_down.weight", ".lora.down.weight"),
+    "up": (".lora_B.weight", ".lora_up.weight", ".lora.up.weight"),
+    "alpha": (".alpha",),
+}
 PREFIXES = ("transformer_", "diffusion_model_", "lora_unet_")
 OTHER_KINDS = {
     "dora_scale": "it is a DoRA",
@@ -51,6 +53,14 @@ def open_files(settings: Settings, model: Path) -> dict[str, AdapterFile]:
         return {}
     matrices = matrices_of(model)
     return {name: _open(name, adapter, matrices) for name, adapter in settings.adapters.items()}
+
+
+def located(settings: Settings, model: Path) -> dict[str, AdapterSettings]:
+    """The setting itself, verified as in `open_files`, each with the path of its file."""
+    return {
+        name: settings.adapters[name].model_copy(update={"weights": str(file.path), "file": None})
+        for name, file in open_files(settings, model).items()
+    }
 
 
 def check_files(settings: Settings, model: Path) -> list[WeightsError]:
@@ -152,11 +162,11 @@ class _Check:
 
     def _split(self, key: str) -> tuple[str, str]:
         plain = key.replace("default.", "")
-        for part, endings in (("down", DOWN), ("up", UP), ("alpha", (ALPHA,))):
-            for ending in endings:
-                if plain.endswith(ending):
-                    return plain.removesuffix(ending), part
-        self._refuse(key, "no LoRA has a tensor of this name")
+        endings = {ending: part for part, known in PARTS.items() for ending in known}
+        ending = next((ending for ending in endings if plain.endswith(ending)), None)
+        if ending is None:
+            self._refuse(key, "no LoRA has a tensor of this name")
+        return plain.removesuffix(ending), endings[ending]
 
     def _pair(self, module: str, parts: dict[str, tuple[str, list[int]]]) -> None:
         first = next(key for key, _ in parts.values())
@@ -169,11 +179,9 @@ class _Check:
         rows, columns = expected
         (down, down_shape), (up, up_shape) = parts["down"], parts["up"]
         if len(down_shape) != 2 or down_shape[1] != columns:
-            self._refuse(down, f"has shape {down_shape}, but the model's matrix is {expected}: [rank, {columns}] fits")
+            self._refuse(down, f"has shape {down_shape}, but [rank, {columns}] fits the model's matrix {expected}")
         if up_shape != [rows, down_shape[0]]:
-            self._refuse(
-                up, f"has shape {up_shape}, but the model's matrix is {expected}: {[rows, down_shape[0]]} fits"
-            )
+            self._refuse(up, f"has shape {up_shape}, but {[rows, down_shape[0]]} fits the model's matrix {expected}")
 
     def _shape_of(self, module: str) -> list[int] | None:
         flat = module.replace(".", "_")

@@ -175,6 +175,7 @@ class Settings(_Section):
     default_size_px: Pixels | None = Field(None, description="side of a picture when none is asked for")
     max_side_px: Pixels | None = None
     default_steps: int = Field(8, ge=1, le=50)
+    default_guidance: float = Field(0.0, ge=0, le=20, description="of requests that ask for none")
     quality_steps: dict[Literal["low", "medium", "high", "xhigh", "max"], int] = Field(
         {"low": 4, "medium": 8, "high": 12, "xhigh": 16, "max": 20}, description="steps per OpenAI quality"
     )

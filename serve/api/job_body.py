@@ -10,8 +10,10 @@ from ulid import ULID
 
 from serve.api.deps import Door
 from serve.api.generation import ImageBody
+from serve.api.how import FIELDS
 from serve.api.order import FILLED_UP, Resolved, resolve_image
-from serve.messages import JobView, Submission
+from serve.canonical import canonical
+from serve.messages import ImageRequest, JobView, Submission
 
 _ASKS_ANEW = {"prompt", "preset", "style_preset"}
 
@@ -81,9 +83,16 @@ def as_body(view: JobView) -> dict[str, Any]:
         "output_format": request.output_format,
         "output_compression": request.output_compression,
         "deterministic": request.deterministic,
+        **_how(request),
         "priority": view.priority,
         "deadline_ms": view.deadline_ms,
     }
+
+
+def _how(request: ImageRequest) -> dict[str, Any]:
+    """Only what is not at its default: it is of use to few."""
+    told = {name: getattr(request, name) for name in FIELDS if name in canonical(request)}
+    return told | ({"adapter_scale": request.adapter_scale} if request.adapter else {})
 
 
 def rerun_body(parent: JobView, overrides: dict[str, Any]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from serve.api.docs import GENERATION, MODEL, MODELS
 from serve.api.errors import error_body
 from serve.api.follow import follow, follow_submitted, submitted
 from serve.api.generation import GenerationBody, parse
+from serve.api.how import adapters_json
 from serve.api.idempotency import keyed
 from serve.api.order import Order, resolve
 from serve.api.sse import EventStream
@@ -66,7 +67,8 @@ async def get_model(model: str, door: TheDoor) -> dict[str, Any]:
 def _model(door: Door, name: str) -> dict[str, Any]:
     """An alias names the model it stands for as its `root`."""
     root = door.settings.served_model_name
-    return {"id": name, "object": "model", "created": door.opened_at, "owned_by": "zimage-serve", "root": root}
+    model = {"id": name, "object": "model", "created": door.opened_at, "owned_by": "zimage-serve", "root": root}
+    return model | {"adapters": adapters_json(door.settings)} if name == root else model
 
 
 async def _submitted(door: Door, order: Order) -> Order:

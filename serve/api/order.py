@@ -10,6 +10,7 @@ from serve.api import checks
 from serve.api.accept import RawBytes
 from serve.api.deps import Door
 from serve.api.generation import GenerationBody, ImageBody, Quality
+from serve.api.how import FIELDS, how, without_effect
 from serve.errors import InvalidRequest
 from serve.messages import ImageFormat, ImageRequest, PresetUse, Submission
 from serve.presets.choice import Choice, Wrapped
@@ -24,7 +25,7 @@ _NAMED: dict[str | None, Quality] = {
     "xhigh": "xhigh",
     "max": "max",
 }
-FILLED_UP = ("size", "num_inference_steps", "quality", "guidance_scale", "negative_prompt")
+FILLED_UP = ("size", "num_inference_steps", "quality", "guidance_scale", "negative_prompt", *FIELDS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,7 +139,7 @@ def _request(
     """Explicit fields, else the preset's, else the service's."""
     n = _count(body, settings)
     width, height = checks.size(choice.size(body.size), settings)
-    guidance = choice.guidance(body.guidance_scale)
+    guidance = choice.guidance(body.guidance_scale, settings.default_guidance)
     quality = None if choice.ignores(named := _NAMED.get(body.quality)) else named
     steps = checks.steps(choice.steps(body.num_inference_steps, quality), quality, settings)
     choice.check_limits(n, width, height, steps)
@@ -156,6 +157,7 @@ def _request(
         output_format=output_format,
         output_compression=None if output_format == "png" else body.output_compression,
         deterministic=bool(body.deterministic),
+        **how(body, choice, settings, guidance),
     )
 
 
@@ -197,5 +199,6 @@ def _without_effect(body: ImageBody, choice: Choice, request: ImageRequest) -> l
         "output_compression": body.output_compression is not None and request.output_format == "png",
         "negative_prompt": bool(body.negative_prompt) and not request.guided,
         "quality": choice.ignores(_NAMED.get(body.quality)),
+        **without_effect(body, request),
     }
     return [name for name, ignored in unused.items() if ignored]

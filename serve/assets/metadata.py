@@ -44,6 +44,8 @@ def parameters(request: ImageRequest, image: int) -> str:
         "Size": f"{request.width}x{request.height}",
         "Model": request.model,
     }
+    if request.adapter is not None:
+        settings["Adapter"] = f"{request.adapter}:{request.adapter_scale:g}"
     lines = [request.prompt]
     if request.negative_prompt:
         lines.append(f"Negative prompt: {request.negative_prompt}")

@@ -123,8 +123,8 @@ class Adapter:
         layers: Mapping[str, LowRank],
     ) -> Adapter:
         """To a GPU it is copied beside what the step loop launches there, and not in line with it."""
-        parts = [*layers.values(), *(beside for matrices in blocks.values() for beside in matrices.values())]
-        nbytes = sum(part.nbytes for part in parts)
+        nbytes = sum(part.nbytes for part in layers.values())
+        nbytes += sum(beside.nbytes for matrices in blocks.values() for beside in matrices.values())
         with _own_stream(device):
             moved = {
                 block: {name: it.to(device) for name, it in matrices.items()} for block, matrices in blocks.items()

@@ -6,10 +6,11 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 
 from cachetools import TLRUCache
 
+from serve.canonical import canonical
 from serve.messages import ImageRequest, StoredImage, Submission
 from serve.settings import CacheSettings
 
@@ -30,22 +31,10 @@ class Entry:
         return ENTRY_BYTES + sum(image.bytes for image in self.images)
 
 
-FIRST_FIELDS = frozenset(
-    "model prompt negative_prompt width height steps guidance seed n output_format output_compression deterministic"
-    .split()
-)  # fmt: skip
-
-
 def key_of(request: ImageRequest, engine: str) -> str:
-    """Equal for requests that one engine answers with the same bytes; hexadecimal.
-
-    Fields that came later count only where they are not at their defaults: keys from before stay what they were.
-    """
-    told = {it.name: getattr(request, it.name) for it in fields(request)}
-    later = {it.name: it.default for it in fields(request) if it.name not in FIRST_FIELDS}
-    told = {name: value for name, value in asdict(request).items() if name not in later or value != later[name]}
-    canonical = json.dumps({"engine": engine, "request": told}, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()
+    """Equal for requests that one engine answers with the same bytes; hexadecimal."""
+    told = json.dumps({"engine": engine, "request": canonical(request)}, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(told.encode()).hexdigest()
 
 
 def cache_key(submission: Submission, engine: str, settings: CacheSettings) -> str | None:
