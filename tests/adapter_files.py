@@ -62,7 +62,7 @@ def comfy(path: Path, seed: int = 2, rank: int = 3, alpha: float = 6.0) -> Path:
     return write(path, tensors)
 
 
-def kohya(path: Path, seed: int = 3, rank: int = 4, alpha: float = 2.0) -> Path:
+def kohya(path: Path, seed: int = 3, rank: int = 4, alpha: float = 12.0) -> Path:
     """`lora_unet_` and underscores, as sd-scripts write it."""
     tensors = {}
     for name, (down, up) in pairs(seed, rank).items():

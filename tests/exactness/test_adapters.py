@@ -96,7 +96,7 @@ def test_a_picture_with_an_adapter_equals_diffusers(
     (picture,) = crowd.serve([Visitor(asked)])
     assert picture is not None
     assert off(picture, reference(asked)) <= TOLERANCE
-    assert off(picture, reference(request(7, None))) > 8  # it changes something
+    assert off(picture, reference(request(7, None))) > 4  # it changes something
 
 
 def test_with_scale_0_it_changes_nothing(crowd: Crowd) -> None:
@@ -107,7 +107,7 @@ def test_with_scale_0_it_changes_nothing(crowd: Crowd) -> None:
 
 
 def test_a_mixed_crowd_equals_diffusers(crowd: Crowd, reference: Callable[[ImageRequest], np.ndarray]) -> None:
-    """Same size and prompt: adapters, scales and guidance alone keep them apart. Adapters are loaded and go meanwhile."""
+    """Same size and prompt: adapters, scales and guidance keep them apart; adapters are loaded and go meanwhile."""
     asked = [
         request(1, "blueprint"),
         request(2, None),
