@@ -97,7 +97,10 @@ class Encoder:
 
 
 def begin(
-    reference: Reference | None, noise: Callable[[], Tensor], encoded: Callable[[Reference], Beginning], free: Callable[[], None]
+    reference: Reference | None,
+    noise: Callable[[], Tensor],
+    encoded: Callable[[Reference], Beginning],
+    free: Callable[[], None],
 ) -> Beginning:
     """With `noise` where there is no picture. One that the memory has no room for is tried again once it is freed."""
     if reference is None:
