@@ -110,7 +110,9 @@ def _decoded(data: bytes, param: Param, limits: LimitSettings) -> Image.Image:
     except _BOMBS as error:
         raise _too_many_pixels(param, "far too many", limits) from error
     except Exception as error:  # decoders raise whatever a damaged or a malicious file leads them to
-        raise InvalidRequest(f"{param} is cut short or damaged", param=param, hint="send the whole file again") from error
+        raise InvalidRequest(
+            f"{param} is cut short or damaged", param=param, hint="send the whole file again"
+        ) from error
 
 
 def _check(image: Image.Image, param: Param, limits: LimitSettings) -> None:
@@ -120,9 +122,7 @@ def _check(image: Image.Image, param: Param, limits: LimitSettings) -> None:
         raise _too_many_pixels(param, f"{width}x{height} = {width * height}", limits)
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format != "MPO":  # a phone's photo with its depth or gain map behind it
-        raise InvalidRequest(
-            f"{param} is animated: it has {frames} frames", param=param, hint="send a single picture"
-        )
+        raise InvalidRequest(f"{param} is animated: it has {frames} frames", param=param, hint="send a single picture")
 
 
 def _too_many_pixels(param: Param, pixels: str, limits: LimitSettings) -> InvalidRequest:

@@ -43,7 +43,7 @@ class ImageRequest:
 
     @property
     def steps_taken(self) -> int:
-        """Of the schedule's `steps`: those that come before an input picture's noise are left out, as diffusers does."""
+        """Of the schedule's `steps`, as diffusers counts: those for more noise than a picture gets are left out."""
         if self.strength is None:
             return self.steps
         return self.steps - int(max(self.steps - min(self.steps * self.strength, self.steps), 0))

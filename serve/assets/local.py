@@ -101,8 +101,7 @@ class LocalAssets:
 
     async def inputs(self) -> AsyncIterator[dict[str, float]]:
         for folder in await asyncio.to_thread(lambda: sorted(self._inputs.iterdir())):
-            files = await asyncio.to_thread(lambda at=folder: list(_files(at)))
-            yield {file.stem: stat.st_mtime for file, stat in files if NAME.fullmatch(file.stem)}
+            yield await asyncio.to_thread(_input_page, folder)
 
     async def delete_inputs(self, *names: str) -> None:
         with _told():
@@ -288,6 +287,10 @@ def _page(folder: Path) -> dict[str, float]:
         if ASSET_ID.fullmatch(asset_id):
             newest[asset_id] = max(stat.st_ctime, newest.get(asset_id, 0.0))
     return dict(sorted(newest.items()))
+
+
+def _input_page(folder: Path) -> dict[str, float]:
+    return {file.stem: stat.st_mtime for file, stat in _files(folder) if NAME.fullmatch(file.stem)}
 
 
 def _files(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:

@@ -10,8 +10,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from serve.engine.graphs import Graphs, run_stages
+from serve.engine.pixels import Pixels
 from serve.engine.reference import Encoder
-from serve.engine.reference import Pixels as Pixels
 
 GRAPHED_UP_TO = 16 * 128 * 128  # numbers in the latents, one 1024² picture; above it launching costs nothing
 FIT_IMAGES, FIT_SIDE_PX, FIT_CONTRAST, FIT_SEED = 4, 128, 3.0, 20260101

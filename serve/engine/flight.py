@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from serve.engine.decode import Pixels
+from serve.engine.pixels import Pixels
 from serve.engine.reference import Kept, Reference
 from serve.engine.schedule import Entry
 from serve.engine.zimage import Caption, Row, Schedule, unpatchify

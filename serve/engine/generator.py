@@ -12,9 +12,9 @@ from typing import Any
 from serve.assets.metadata import describe, parameters
 from serve.assets.store import AssetStore
 from serve.engine import codec
-from serve.engine.decode import Pixels
 from serve.engine.engine import Engine
 from serve.engine.flight import Generation
+from serve.engine.pixels import Pixels
 from serve.engine.reference import Reference
 from serve.engine.text import Embedding
 from serve.errors import AssetCorrupted

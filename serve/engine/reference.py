@@ -15,9 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from serve.engine.pixels import Pixels
 from serve.engine.zimage import patchify
-
-Pixels = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 
 REMEMBERED = 16  # encoded pictures; those of one job are asked for one after another
 LATENT_PX = 8
