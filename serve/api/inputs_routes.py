@@ -12,10 +12,10 @@ from serve.api.input_images import own_input
 router = APIRouter(prefix="/v1", tags=["assets"])
 
 
-@router.get("/inputs/{name}", response_class=Response, **INPUT_PICTURE)
-async def get_input(name: str, request: Request, door: TheDoor) -> Response:
-    data = await own_input(door, name, "name")
-    headers = {"ETag": f'"{name}"', "Cache-Control": "private, max-age=31536000, immutable"}
+@router.get("/inputs/{input_id}", response_class=Response, **INPUT_PICTURE)
+async def get_input(input_id: str, request: Request, door: TheDoor) -> Response:
+    data = await own_input(door, input_id, "input_id")
+    headers = {"ETag": f'"{input_id}"', "Cache-Control": "private, max-age=31536000, immutable"}
     if request.headers.get("if-none-match") == headers["ETag"]:
         return Response(status_code=304, headers=headers)
     return Response(data, media_type="image/png", headers=headers)
