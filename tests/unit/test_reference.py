@@ -1,4 +1,4 @@
-"""Pictures that begin with another: the steps they take, what is counted for them, and the memory that they wait for."""
+"""Pictures that begin with another: the steps they take, what is counted for them, what memory they wait for."""
 
 from __future__ import annotations
 
