@@ -5,8 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from serve.api.docs import errors, generated
+from serve.api.edit_body import EditBody
 
-_TEXT, _FILE = {"type": "string"}, {"type": "string", "format": "binary"}
+_FILE = {"type": "string", "format": "binary"}
+
+
+def _edit(title: str, **files: Any) -> dict[str, Any]:
+    schema = EditBody.model_json_schema()
+    return {
+        "schema": schema | {"title": title, "properties": schema["properties"] | files, "required": ["image", "prompt"]}
+    }
+
 
 EDIT: dict[str, Any] = {
     "summary": "Draw pictures that begin with another",
@@ -14,22 +23,8 @@ EDIT: dict[str, Any] = {
         "requestBody": {
             "required": True,
             "content": {
-                "multipart/form-data": {
-                    "schema": {
-                        "title": "ImageEditForm",
-                        "type": "object",
-                        "required": ["image", "prompt"],
-                        "properties": {"image": _FILE, "mask": _FILE, "prompt": _TEXT, "strength": {"type": "number"}},
-                    }
-                },
-                "application/json": {
-                    "schema": {
-                        "title": "ImageEdit",
-                        "type": "object",
-                        "required": ["image", "prompt"],
-                        "properties": {"image": _TEXT, "mask": _TEXT, "prompt": _TEXT, "strength": {"type": "number"}},
-                    }
-                },
+                "multipart/form-data": _edit("ImageEditForm", image=_FILE, mask=_FILE),
+                "application/json": _edit("ImageEdit"),
             },
         }
     },
