@@ -21,12 +21,12 @@ async def read_object(request: Request, limits: LimitSettings, pictures: Collect
 
     Raises BodyTooLarge or InvalidRequest.
     """
-    return await _object(await _read(request, _most(limits, pictures)), limits, pictures)
+    return await _object(await _read(request, limits, pictures), limits, pictures)
 
 
 async def read_object_if_any(request: Request, limits: LimitSettings, pictures: Collection[str] = ()) -> dict[str, Any]:
     """No body at all is an empty object."""
-    data = await _read(request, _most(limits, pictures))
+    data = await _read(request, limits, pictures)
     return await _object(data, limits, pictures) if data else {}
 
 
@@ -68,10 +68,16 @@ def _checked(data: bytes, limits: LimitSettings) -> dict[str, Any]:
     return value
 
 
-async def _read(request: Request, limit: int) -> bytes:
+async def _read(request: Request, limits: LimitSettings, pictures: Collection[str]) -> bytes:
+    """What is over the limit without the name of a picture is too large whatever follows, and is not waited for."""
     data = bytearray()
-    async for chunk in within(request, limit):
+    small = True
+    async for chunk in within(request, _most(limits, pictures)):
         data += chunk
+        if small and len(data) > limits.body_bytes:
+            small = False
+            if not any(f'"{name}"'.encode() in data for name in pictures):
+                raise _too_large(limits.body_bytes)
     return bytes(data)
 
 

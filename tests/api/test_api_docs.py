@@ -78,7 +78,8 @@ async def test_the_commands_of_edits_work_with_curl_itself(http, base_url, tmp_p
     input_id = began.removeprefix("input:")
     curl = await asyncio.create_subprocess_shell(asked, cwd=tmp_path, stderr=PIPE, env=names | {"INPUT_ID": input_id})
     await curl.communicate()
-    assert Image.open(tmp_path / input_id).size == (128, 128)
+    with Image.open(tmp_path / input_id) as saved:
+        assert saved.size == (128, 128)
 
 
 @pytest.mark.parametrize("body", BODIES)
