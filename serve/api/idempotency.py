@@ -10,7 +10,6 @@ from typing import Any
 
 from starlette.datastructures import Headers
 
-from serve.canonical import canonical
 from serve.errors import InvalidRequest
 from serve.messages import Submission
 
@@ -45,7 +44,7 @@ def keyed(submission: Submission, headers: Headers, seed: int | None) -> Submiss
 
 def _asked(submission: Submission) -> dict[str, Any]:
     """A preset by its name: what it resolves to may have changed before the same body is sent again."""
-    request, use = canonical(submission.request), submission.preset
+    request, use = submission.request.said(), submission.preset
     if use is None:
         return request
     filled_up = [part for field, parts in _PARTS.items() if field not in use.explicit for part in parts]

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 from cachetools import TLRUCache
 
-from serve.canonical import canonical
 from serve.messages import ImageRequest, StoredImage, Submission
 from serve.settings import CacheSettings
 
@@ -33,8 +32,8 @@ class Entry:
 
 def key_of(request: ImageRequest, engine: str) -> str:
     """Equal for requests that one engine answers with the same bytes; hexadecimal."""
-    told = json.dumps({"engine": engine, "request": canonical(request)}, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(told.encode()).hexdigest()
+    canonical = json.dumps({"engine": engine, "request": request.said()}, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def cache_key(submission: Submission, engine: str, settings: CacheSettings) -> str | None:

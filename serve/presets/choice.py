@@ -81,6 +81,10 @@ class Choice:
         asked = None if asked == "auto" else asked
         return self._decide("size", asked, self.preset.size if self.preset else None)
 
+    @property
+    def locks_size(self) -> bool:
+        return self._locks("size")
+
     def guidance(self, asked: float | None, default: float = 0.0) -> float:
         decided = self._decide("guidance_scale", asked, self.preset.guidance_scale if self.preset else None)
         return default if decided is None else decided

@@ -15,7 +15,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from serve.adapters import AdapterFile, check_files, open_files
-from serve.canonical import canonical
 from serve.engine.adapters import Adapters
 from serve.engine.lora import Adapter, load
 from serve.engine.schedule import Batcher, Entry, Shape
@@ -296,7 +295,7 @@ def test_the_adapters_file_is_part_of_the_cache_key() -> None:
 
 def test_keys_of_requests_without_what_came_later_are_what_they_were() -> None:
     assert key_of(PLAIN, "engine") == "d666a2b53ee8311dd3e065d6ba5fbf456e0580bac326badb8eb3137c4985da7d"
-    assert canonical(PLAIN).keys() == {
+    assert PLAIN.said().keys() == {
         "model", "prompt", "negative_prompt", "width", "height", "steps", "guidance", "seed", "n", "output_format",
         "output_compression", "deterministic",
     }  # fmt: skip
