@@ -24,10 +24,11 @@ import statistics
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import aiohttp
 import psutil
@@ -43,6 +44,8 @@ SOLO = 5  # pictures, one after the other, before the load
 CALM = 1.5  # a picture that takes at most so many times what it took before is as before
 RECOVERY_S = 60.0
 PROCESSES = ("Gateway", "Dispatcher", "Denoiser", "TextEncoder", "ProxyActor")
+
+T = TypeVar("T")
 
 numbers = itertools.count()
 
@@ -87,23 +90,33 @@ class Client:
 
 
 @dataclass
-class Memory:
-    """Resident MB of each process of the service, by its kind, over time."""
+class Usage:
+    """Of each kind of process of the service: resident MB over time, and CPU seconds."""
 
-    samples: dict[str, list[float]] = field(default_factory=dict)
+    processes: dict[str, list[psutil.Process]]
+    mb: dict[str, list[float]] = field(default_factory=dict)
 
     async def watch(self) -> None:
-        processes = {name: found for name in PROCESSES if (found := _processes(name))}
         while True:
-            for name, found in processes.items():
+            for name, found in self.processes.items():
                 mb = sum(process.memory_info().rss for process in found) / 1e6
-                self.samples.setdefault(name, []).append(mb)
+                self.mb.setdefault(name, []).append(mb)
             await asyncio.sleep(1)
+
+    def cpu_s(self) -> dict[str, float]:
+        return {
+            name: sum(times.user + times.system for times in (process.cpu_times() for process in found))
+            for name, found in self.processes.items()
+        }
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """Rates are per second; `growth_mb` is the last third's mean against that of the middle one."""
+    """Rates are per second; `growth_mb` is the last third's mean against that of the middle one.
+
+    The peak is the mean of one right before the load and one right after it: the machine may be another one by then.
+    `cpu_ms` is CPU time of each kind of process while the load lasted, by request.
+    """
 
     side_px: int
     steps: int
@@ -119,6 +132,7 @@ class Result:
     recovery_s: float
     growth_mb: dict[str, float]
     peak_mb: dict[str, float]
+    cpu_ms: dict[str, float]
     load_average: float
 
     @property
@@ -168,18 +182,20 @@ async def solo(client: Client) -> float:
     return statistics.median([(await client.ask()).ms / 1e3 for _ in range(SOLO)])
 
 
-async def overload(client: Client, peak_per_s: float, times: float, seconds: float) -> Result:
+async def overload(client: Client, times: float, seconds: float) -> Result:
     await solo(client)
-    solo_s = await solo(client)
-    memory = Memory()
-    watching = asyncio.create_task(memory.watch())
-    flooding = asyncio.create_task(flood(client, times * peak_per_s, seconds))
-    began = time.perf_counter()
+    solo_s, before = await solo(client), await peak(client, PEAK_S)
+    usage = Usage({name: found for name in PROCESSES if (found := _processes(name))})
+    watching = asyncio.create_task(usage.watch())
+    cpu_s, began = usage.cpu_s(), time.perf_counter()
+    flooding = asyncio.create_task(flood(client, times * before, seconds))
     await asyncio.sleep(seconds)
+    spent = {name: after_s - cpu_s[name] for name, after_s in usage.cpu_s().items()}
     recovering = asyncio.create_task(recovery(client, solo_s, began + seconds))
     answers, end = await flooding
     recovery_s = await recovering
     watching.cancel()
+    peak_per_s = (before + await peak(client, PEAK_S)) / 2
     drawn = [answer for answer in answers if answer.status == 200]
     refused = [answer for answer in answers if answer.status in (429, 503)]
     times_ms = sorted(answer.ms for answer in refused) or [math.nan]
@@ -196,8 +212,9 @@ async def overload(client: Client, peak_per_s: float, times: float, seconds: flo
         refused_max_ms=times_ms[-1],
         drawn_median_ms=statistics.median(answer.ms for answer in drawn),
         recovery_s=recovery_s,
-        growth_mb={name: _growth(mb) for name, mb in memory.samples.items()},
-        peak_mb={name: max(mb) for name, mb in memory.samples.items()},
+        growth_mb={name: _growth(mb) for name, mb in usage.mb.items()},
+        peak_mb={name: max(mb) for name, mb in usage.mb.items()},
+        cpu_ms={name: 1e3 * cpu / len(answers) for name, cpu in spent.items()},
         load_average=os.getloadavg()[0],
     )
 
@@ -217,21 +234,15 @@ def _processes(name: str) -> list[psutil.Process]:
     return found
 
 
-@contextlib.contextmanager
-def client_of(port: int, side_px: int, steps: int) -> Iterator[Client]:
-    connector = aiohttp.TCPConnector(limit=0)
-    session = aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=120))
-    yield Client(session, f"http://127.0.0.1:{port}", side_px, steps)
+async def run(port: int, options: argparse.Namespace, work: Callable[[Client], Coroutine[Any, Any, T]]) -> T:
+    connector, timeout = aiohttp.TCPConnector(limit=0), aiohttp.ClientTimeout(total=120)
+    async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
+        return await work(Client(session, f"http://127.0.0.1:{port}", options.side, options.steps))
 
 
-async def run(port: int, side_px: int, steps: int, peak_per_s: float | None, options: argparse.Namespace) -> Any:
-    """The peak, or with it what happens beyond."""
-    with client_of(port, side_px, steps) as client:
-        async with client.session:
-            if peak_per_s is None:
-                await peak(client, 2.0)
-                return await peak(client, PEAK_S)
-            return await overload(client, peak_per_s, options.times, options.seconds)
+async def first_peak(client: Client) -> float:
+    await peak(client, 2.0)
+    return await peak(client, PEAK_S)
 
 
 @contextlib.contextmanager
@@ -257,6 +268,7 @@ def report(result: Result, haproxy: bool) -> str:
         f"{result.refused_max_ms:.0f} ms",
         "picture: median": f"{result.drawn_median_ms:.0f} ms",
         "as fast as before after": f"{result.recovery_s:.1f} s",
+        "CPU for a request": ", ".join(f"{name} {ms:.1f} ms" for name, ms in result.cpu_ms.items()),
         "memory, last third against the middle one": ", ".join(
             f"{name} {mb:+.1f} MB" for name, mb in result.growth_mb.items()
         ),
@@ -275,7 +287,7 @@ def main() -> None:
     parser.add_argument("--times", type=float, default=10, help="as much as the peak is offered")
     parser.add_argument("--side", type=int, default=128)
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--peak", type=float, help="pictures/s, where it is known")
+    parser.add_argument("--peak", type=float, help="pictures/s, roughly, where it is known")
     parser.add_argument("--haproxy", action="store_true", help="Ray Serve's HAProxy mode instead of its Python proxy")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -285,10 +297,11 @@ def main() -> None:
         peak_per_s = options.peak
         if peak_per_s is None:
             with server() as port:
-                peak_per_s = asyncio.run(run(port, options.side, options.steps, None, options))
+                peak_per_s = asyncio.run(run(port, options, first_peak))
         print(f"peak {peak_per_s:.2f} pictures/s", flush=True)
-        with config_of(max(4, math.ceil(QUEUE_S * peak_per_s))) as config, server(config) as port:
-            result = asyncio.run(run(port, options.side, options.steps, peak_per_s, options))
+        with config_of(max(PEAK_CLIENTS, math.ceil(QUEUE_S * peak_per_s))) as config, server(config) as port:
+            flooded = partial(overload, times=options.times, seconds=options.seconds)
+            result = asyncio.run(run(port, options, flooded))
     print(report(result, options.haproxy))
     if options.json:
         options.json.write_text(json.dumps(facts() | asdict(result), indent=1))

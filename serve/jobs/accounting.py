@@ -112,7 +112,7 @@ class Accounting:
             for (name, labels), refused in tally.counts.items():
                 if name == "zimage_refusals_total":  # by a Gateway, which was told that the queue is full
                     for _ in range(round(refused)):
-                        self._rejected(*labels)
+                        self._rejected(labels[0])
 
     def _rejected(self, code: str, batch: Batch | None = None) -> None:
         self._request(batch, Outcome(reason="REJECTED", took_s=0.0))

@@ -58,12 +58,17 @@ def filled(folder: Path, leaving: int) -> Iterator[None]:
 async def read_only(folder: Path) -> AsyncIterator[None]:
     """As a file system that found an error in itself; tried until no file is being written."""
     async with asyncio.timeout(60):
-        while subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=False, capture_output=True).returncode:
+        while not _remounted(folder, "ro"):
             await asyncio.sleep(0.02)
     try:
         yield
     finally:
-        subprocess.run(["mount", "-o", "remount,rw", str(folder)], check=True)
+        assert _remounted(folder, "rw")
+
+
+def _remounted(folder: Path, how: str) -> bool:
+    mount = ["mount", "-o", f"remount,{how}", str(folder)]
+    return subprocess.run(mount, check=False, capture_output=True).returncode == 0
 
 
 def damage(file: Path, dice: random.Random) -> None:

@@ -71,11 +71,10 @@ async def test_a_full_disk_of_the_job_store_loses_no_accepted_job(
 
 async def test_a_read_only_store_refuses_before_any_work(disks: Service, dice: random.Random, round: int) -> None:
     kept = (await ask(disks.url)).json()["data"][0]["url"]
-    async with crowd_of(disks.url, 6) as crowd:
-        async with read_only(disks.pictures):
-            well_explained(await ask(disks.url), 503, "store_unavailable")
-            assert (await picture(disks.url, kept)).status_code == 200
-            jobs = await crowd.settled()
+    async with crowd_of(disks.url, 6) as crowd, read_only(disks.pictures):
+        well_explained(await ask(disks.url), 503, "store_unavailable")
+        assert (await picture(disks.url, kept)).status_code == 200
+        jobs = await crowd.settled()
     assert {job["error"]["code"] for job in jobs if job["status"] == "failed"} <= {"store_unavailable"}
     await drawn(disks.url)
 
