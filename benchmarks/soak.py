@@ -4,9 +4,9 @@
 
 Starts the product with the embedded model and lets users of every kind at it: some draw and wait, some repeat what was
 drawn, watch streams and leave in the middle, cancel, browse, delete, send nonsense, or are refused. Resident memory,
-file handles, threads and asyncio tasks of every process are read every few seconds; the first third, in which caches fill and
-allocators find their size, is left out. Each has a straight line drawn through it: a quantity is flat when that line
-rises by less than the tolerance within the rest. Exits with 1 when one is not, or when a job was lost.
+file handles, threads and asyncio tasks of every process are read every few seconds; the first third, in which caches
+fill and allocators find their size, is left out. Each has a straight line drawn through it: a quantity is flat when
+that line rises by less than the tolerance within the rest. Exits with 1 when one is not, or when a job was lost.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ async def cancel(client: httpx.AsyncClient, dice: random.Random) -> int:
 
 async def browse(client: httpx.AsyncClient, dice: random.Random) -> int:
     jobs = (await client.get("/v1/jobs", params={"limit": 50, "status": "succeeded"})).json()["data"]
-    for image in dice.choice(jobs)["images"] if jobs else []:
+    for image in dice.choice(jobs)["result"]["images"] if jobs else []:
         await client.get(image["url"])
     return (await client.get(dice.choice(("/v1/queue", "/v1/stats", "/v1/assets", "/metrics", "/")))).status_code
 
@@ -157,7 +157,13 @@ async def babble(client: httpx.AsyncClient, dice: random.Random) -> int:
 
 async def burst(client: httpx.AsyncClient, dice: random.Random) -> int:
     """More than the queue takes of one."""
-    body = {"prompt": "a burst", "size": "64x64", "num_inference_steps": 4, "priority": "batch"}
+    body = {
+        "prompt": "a burst",
+        "size": "64x64",
+        "num_inference_steps": 4,
+        "priority": "batch",
+        "seed": dice.randrange(1 << 20),
+    }
     answers = await asyncio.gather(*(client.post("/v1/jobs", json=body) for _ in range(40)))
     await asyncio.sleep(10)
     return max(answer.status_code for answer in answers)

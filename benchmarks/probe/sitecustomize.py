@@ -18,7 +18,7 @@ EVERY_S = 2.0
 def _tell(file: Path) -> None:
     while True:
         time.sleep(EVERY_S)
-        known = getattr(asyncio.tasks, "_scheduled_tasks", None) or getattr(asyncio.tasks, "_all_tasks", ())
+        known = getattr(asyncio.tasks, "_scheduled_tasks", None) or getattr(asyncio.tasks, "_all_tasks", None) or ()
         with suppress(RuntimeError, OSError):  # the set changed while it was read
             file.write_text(str(sum(not task.done() for task in list(known))))
 

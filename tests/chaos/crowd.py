@@ -37,7 +37,7 @@ class Crowd:
         expected = await undisturbed.pictures(set(self.accepted.values()))
         for job in await self.settled():
             assert job["status"] == "succeeded", job
-            pictures = [await self.insist("GET", image["url"]) for image in job["images"]]
+            pictures = [await self.insist("GET", image["url"]) for image in job["result"]["images"]]
             assert [fingerprint(answer.content) for answer in pictures] == expected[self.accepted[job["id"]]]
 
     async def insist(self, method: str, path: str, **how: Any) -> httpx.Response:
