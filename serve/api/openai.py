@@ -39,7 +39,7 @@ async def generate(request: Request, door: TheDoor) -> Response:
     body, unknown = parse(GenerationBody, await read_object(request, door.settings.limits))
     order = resolve(door, body, unknown, preferred_image(request.headers.get("accept", "")))
     order = replace(order, submission=keyed(order.submission, request.headers, order.seed))
-    await door.assets.check_room()
+    await door.check_room()
     _log.info(
         "generation", job_id=order.submission.job_id, size=order.size, steps=order.request.steps, n=order.request.n
     )

@@ -110,7 +110,7 @@ class Accounting:
         if tally is not None and self._tallies.new(sender, tally):
             self.registry.apply(tally)
             for (name, labels), refused in tally.counts.items():
-                if name == "zimage_refusals_total":  # by a Gateway, which was told that the queue is full
+                if name == "zimage_refusals_total":  # by a Gateway: the queue is full, or no room for pictures
                     for _ in range(round(refused)):
                         self._rejected(labels[0])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from contextlib import suppress
 from copy import deepcopy
 from functools import partial
 from typing import Any, TypeVar
@@ -13,7 +14,7 @@ import structlog
 
 from serve.access.keys import ApiKey
 from serve.assets.store import AssetStore
-from serve.errors import DeadlineExceeded, NotFound, ReplicaLost, StaleWriter, ZImageError
+from serve.errors import DeadlineExceeded, NotFound, ReplicaLost, StaleWriter, Unavailable, ZImageError
 from serve.jobs import gallery
 from serve.jobs.accounting import Accounting
 from serve.jobs.admission import Admission
@@ -54,6 +55,7 @@ from serve.messages import (
     JobView,
     Preview,
     ReplicaState,
+    Series,
     ServiceStats,
     ServiceStatus,
     StoredImage,
@@ -257,8 +259,9 @@ class Dispatcher:
         return deepcopy(self.accounting.statistics)
 
     async def metrics(self) -> str:
-        kept = await self._store.look(gallery.totals)
-        kept["zimage_cache_entries", ()] = len(self._results)
+        kept: dict[Series, float] = {("zimage_cache_entries", ()): len(self._results)}
+        with suppress(Unavailable):  # what the store would say is missing then; that it is away is told by the rest
+            kept |= await self._store.look(gallery.totals)
         return self.accounting.registry.render(kept | await self._assets.measure())
 
     async def listen(self, job_id: str, listener: Listener, after: int) -> Job:
