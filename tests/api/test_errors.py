@@ -6,6 +6,7 @@ import pytest
 from serve.api.app import create_app
 from serve.assets.local import LocalAssets
 from serve.errors import DeadlineExceeded, ReplicaLost
+from serve.metrics.tally import Recorder
 
 URL = "/v1/images/generations"
 PROBLEM = {"Accept": "application/problem+json"}
