@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -43,15 +43,16 @@ def mounted(folder: Path, megabytes: int) -> Iterator[bool]:
 
 @contextmanager
 def filled(folder: Path, leaving: int) -> Iterator[None]:
-    """The disk has so many bytes left."""
+    """The disk has so many bytes left; others may write while it is being filled."""
     ballast = folder / "ballast"
-    with ballast.open("wb") as file:
-        free = os.statvfs(folder).f_bavail * os.statvfs(folder).f_frsize
-        os.posix_fallocate(file.fileno(), 0, max(1, free - leaving))
     try:
+        with ballast.open("wb", buffering=0) as file:
+            while (free := os.statvfs(folder).f_bavail * os.statvfs(folder).f_frsize - leaving) > 0:
+                with suppress(OSError):
+                    file.write(bytes(min(free, 1 << 20)))
         yield
     finally:
-        ballast.unlink()
+        ballast.unlink(missing_ok=True)
 
 
 @asynccontextmanager

@@ -22,6 +22,7 @@ OTHERS = ("ray::ProxyActor", "ray::ServeController")
 REPLACED_S = 120.0
 
 
+@pytest.mark.nightly
 async def test_a_prompt_that_kills_its_replica_fails_alone(
     service: Service, undisturbed: Undisturbed, round: int
 ) -> None:
