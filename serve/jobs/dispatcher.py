@@ -4,26 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-<<<<<<< HEAD
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
-from contextlib import suppress
-from copy import deepcopy
-from functools import partial
-from typing import Any, TypeVar
-=======
 from collections.abc import AsyncIterator, Callable, Iterable
->>>>>>> main
 
 import structlog
 
 from serve.access.keys import ApiKey
 from serve.assets.store import AssetStore
-<<<<<<< HEAD
-from serve.errors import DeadlineExceeded, NotFound, ReplicaLost, StaleWriter, Unavailable, ZImageError
-from serve.jobs import gallery
-=======
 from serve.errors import NotFound, StaleWriter
->>>>>>> main
 from serve.jobs.accounting import Accounting
 from serve.jobs.admission import Admission
 from serve.jobs.album import Album
@@ -52,7 +39,6 @@ from serve.messages import (
     JobView,
     Preview,
     ReplicaState,
-    Series,
     ServiceStats,
     ServiceStatus,
     Submission,
@@ -270,14 +256,7 @@ class Dispatcher:
         return self._figures.statistics()
 
     async def metrics(self) -> str:
-<<<<<<< HEAD
-        kept: dict[Series, float] = {("zimage_cache_entries", ()): len(self._results)}
-        with suppress(Unavailable):  # what the store would say is missing then; that it is away is told by the rest
-            kept |= await self._store.look(gallery.totals)
-        return self.accounting.registry.render(kept | await self._assets.measure())
-=======
         return await self._figures.metrics()
->>>>>>> main
 
     async def listen(self, job_id: str, listener: Listener, after: int) -> Job:
         """Replays what was missed, then passes on what comes. Raises NotFound."""
