@@ -89,7 +89,6 @@ class Flight:
     step: int = 0
     retried: int = -1
     started_at: float = 0.0
-    denoised_at: float = 0.0
     denoise_s: float = 0.0
     executions: float = 0.0
 
@@ -101,15 +100,21 @@ class Flight:
         g = self.generation
         return [Row(self.latents, caption, self.schedule, self.step, g.height, g.width) for caption in self.captions]
 
-    def move(self, velocity: Tensor, seconds: float, members: int) -> Tensor:
-        """Takes the step along `velocity` [N, 4 * C], one of so many; returns what it lets expect of the picture."""
+    def move(self, velocity: Tensor) -> None:
+        """Takes the step along `velocity` [N, 4 * C]."""
         sigma, following = self.schedule.sigmas[self.step], self.schedule.sigmas[self.step + 1]
         self.latents = self.latents + (following - sigma) * velocity
         self.step += 1
+        self.entry.steps_left -= 1
+
+    def expected(self, velocity: Tensor) -> Tensor:
+        """What the step along `velocity`, which was taken, lets expect of the picture [N, 4 * C]."""
+        return self.latents - self.schedule.sigmas[self.step] * velocity
+
+    def took(self, seconds: float, members: int) -> None:
+        """The device's time for a step, one of so many members."""
         self.denoise_s += seconds
         self.executions += 1 / (members * self.generation.steps)
-        self.entry.steps_left -= 1
-        return self.latents - following * velocity
 
     def picture(self, tokens: Tensor) -> Tensor:
         """[N, 4 * C] -> latents [C, h, w]."""

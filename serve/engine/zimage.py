@@ -14,6 +14,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from serve.engine.graphs import Graphs, Stage, run_stages
@@ -132,6 +133,11 @@ class Row:
     width: int
 
 
+def transferred(tensor: Tensor, device: torch.device) -> Tensor:
+    """On the device; to a GPU through page-locked memory, so that the caller need not wait for what it does before."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
 def pad_length(length: int) -> int:
     return -(-length // SEQUENCE_MULTIPLE) * SEQUENCE_MULTIPLE
 
@@ -190,16 +196,29 @@ class ZImageTransformer:
         """Initial latents [N, 4 * C] fp32, drawn on the CPU: the same picture on every device and batch position."""
         generator = torch.Generator().manual_seed(seed)
         shape = (1, self.channels, height // 8, width // 8)
-        return patchify(torch.randn(shape, generator=generator, dtype=torch.float32)[0]).to(self.device)
+        return transferred(patchify(torch.randn(shape, generator=generator, dtype=torch.float32)[0]), self.device)
 
     @torch.inference_mode()
     def caption(self, embeddings: Tensor) -> Caption:
         """embeddings [L, C] from the text encoder -> refined caption; pads are learned tokens, not masked ones."""
         length, total = len(embeddings), pad_length(len(embeddings))
-        tokens = self._caption_embedder(embeddings.to(self.device, self.dtype))
-        if total > length:
-            tokens = torch.cat([tokens, self._caption_pad.expand(total - length, -1)])
-        return Caption(self._refine_caption(tokens[None], self._caption_rope(total), None)[0])
+        embeddings = embeddings.to(self.dtype)
+        if self.graphs is None:
+            return Caption(self._refine(total, [embeddings[None].to(self.device)], None)[0])
+        real = torch.arange(total) < length
+        rows = [F.pad(embeddings, (0, 0, 0, total - length)), real]
+        inputs = [[transferred(row, self.device)] for row in rows]
+        (tokens,) = self.graphs.run(("caption", total), inputs, [partial(self._refine, total)])
+        return Caption(tokens[0].clone())
+
+    def _refine(self, total: int, inputs: Sequence[Tensor], _: Tensor | None) -> Tensor:
+        """inputs: embeddings [1, L, C], and where L is not what is real of them, [1, L] that says it -> [1, total, D]."""
+        tokens = self._caption_embedder(inputs[0])
+        if len(inputs) > 1:
+            tokens = torch.where(inputs[1].unsqueeze(-1), tokens, self._caption_pad)
+        elif total > tokens.shape[1]:
+            tokens = torch.cat([tokens, self._caption_pad.expand(1, total - tokens.shape[1], -1)], 1)
+        return self._refine_caption(tokens, self._caption_rope(total), None)
 
     def schedule(self, steps: int, image_tokens: int) -> Schedule:
         """Sigmas by the model's own scheduler; `image_tokens` matters only where its shift depends on resolution."""
