@@ -53,7 +53,7 @@ class _Marked:
         self._event.record()
 
     def reached(self) -> bool:
-        return bool(self._event.query())
+        return bool(self._event.query())  # type: ignore[no-untyped-call]
 
     def wait(self) -> None:
         self._event.synchronize()

@@ -135,7 +135,8 @@ class Row:
 
 def transferred(tensor: Tensor, device: torch.device) -> Tensor:
     """On the device; to a GPU through page-locked memory, so that the caller need not wait for what it does before."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+    locked = device.type == "cuda" and tensor.device.type == "cpu"
+    return tensor.pin_memory().to(device, non_blocking=True) if locked else tensor.to(device)
 
 
 def pad_length(length: int) -> int:
@@ -212,7 +213,7 @@ class ZImageTransformer:
         return Caption(tokens[0].clone())
 
     def _refine(self, total: int, inputs: Sequence[Tensor], _: Tensor | None) -> Tensor:
-        """inputs: embeddings [1, L, C], and where L is not what is real of them, [1, L] that says it -> [1, total, D]."""
+        """inputs: embeddings [1, L, C], where they are padded also [1, L] that says what is not -> [1, total, D]."""
         tokens = self._caption_embedder(inputs[0])
         if len(inputs) > 1:
             tokens = torch.where(inputs[1].unsqueeze(-1), tokens, self._caption_pad)

@@ -50,7 +50,7 @@ class Fleet:
         self._lost = lost
         self._silence_s = SILENT_BEATS * heartbeat_s
         self._replicas: dict[str, Replica] = {}
-        self._engine = ""
+        self._engines: dict[str, str] = {}
         self._sole: str | None = None
 
     def beat(self, state: ReplicaState, now: float) -> bool:
@@ -62,8 +62,9 @@ class Fleet:
             self._replicas[state.replica_id] = Replica(state, now, times)
         else:
             known.state, known.beat, known.times = state, now, times
-        engines = {r.state.engine for r in self._role("denoiser") if r.state.phase is Phase.READY}
-        self._engine = "+".join(sorted(engines)) if engines else self._engine
+        ready = {r.state.engine for r in self._role(state.role) if r.state.phase is Phase.READY} - {""}
+        if ready:
+            self._engines[state.role] = "+".join(sorted(ready))
         return state.phase is Phase.READY and not ready_before
 
     def drop(self, replica_id: str) -> set[str]:
@@ -115,8 +116,8 @@ class Fleet:
 
     @property
     def engine(self) -> str:
-        """What draws the pictures: that of the ready denoisers, or of those that were the last."""
-        return self._engine
+        """What draws the pictures: all that are ready, denoisers and text encoders, or those that were the last."""
+        return "/".join(engine for _, engine in sorted(self._engines.items()))
 
     def states(self) -> list[ReplicaState]:
         return [replica.state for replica in self._replicas.values()]
