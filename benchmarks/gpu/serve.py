@@ -1,7 +1,8 @@
 """Full-size Z-Image-Turbo end to end on one GPU: this service, its bare engine loop, and stock diffusers.
 
     python -m benchmarks.gpu.random_weights FOLDER
-    python -m benchmarks.gpu.serve FOLDER [--kinds bare served stock] [--sizes 256 1024] [--precision fp8] [--json FILE]
+    python -m benchmarks.gpu.serve FOLDER [--kinds bare served stock] [--sizes 256 1024] [--precision fp8]
+        [--haproxy] [--json FILE]
 
 Served is `config/serve.gpu.yaml` in processes of its own, asked over HTTP; bare is the same engine in this process
 without HTTP, Ray and the job store; stock is ZImagePipeline behind a plain FastAPI server. All three draw the same
@@ -17,6 +18,7 @@ import asyncio
 import contextlib
 import http.client
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -45,7 +47,7 @@ ALONE = {256: 8, 512: 8, 1024: 8, 2048: 2}
 SATURATED = {256: 80, 512: 48, 1024: 20}
 CLIENTS = 8
 STOCK_SHARE = 0.35  # of as many pictures: it takes them one after the other, and takes long
-READY_S = 240.0
+READY_S = 150.0
 
 Draw = Callable[[int, int], Awaitable[object]]
 Stages = Callable[[int], dict[str, float]]
@@ -100,21 +102,22 @@ async def _draw_all(draw: Draw, side: int, pictures: int, clients: int) -> tuple
     return seconds, time.perf_counter() - began
 
 
-def over_http(kind: str, sizes: list[int], port: int, share: float = 1.0, stages: Stages | None = None) -> Figures:
-    def ask(side: int, seed: int) -> None:
-        body = json.dumps({"prompt": f"{PROMPT}, number {seed}", "size": f"{side}x{side}", "seed": seed})
-        headers = {"Accept": "image/jpeg", "Content-Type": "application/json"}
-        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=300)) as connection:
-            connection.request("POST", "/v1/images/generations", body, headers)
-            answer = connection.getresponse()
-            content = answer.read()
-            if answer.status != 200 or content[:2] != b"\xff\xd8":
-                raise RuntimeError(f"{answer.status}: {content[:300]!r}")
+def ask(port: int, side: int, seed: int) -> None:
+    body = json.dumps({"prompt": f"{PROMPT}, number {seed}", "size": f"{side}x{side}", "seed": seed})
+    headers = {"Accept": "image/jpeg", "Content-Type": "application/json"}
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=300)) as connection:
+        connection.request("POST", "/v1/images/generations", body, headers)
+        answer = connection.getresponse()
+        content = answer.read()
+        if answer.status != 200 or content[:2] != b"\xff\xd8":
+            raise RuntimeError(f"{answer.status}: {content[:300]!r}")
 
+
+def over_http(kind: str, sizes: list[int], port: int, share: float = 1.0, stages: Stages | None = None) -> Figures:
     with ThreadPoolExecutor(CLIENTS) as clients:
 
         async def draw(side: int, seed: int) -> None:
-            await asyncio.get_running_loop().run_in_executor(clients, ask, side, seed)
+            await asyncio.get_running_loop().run_in_executor(clients, ask, port, side, seed)
 
         return asyncio.run(measure(kind, sizes, draw, share, stages))
 
@@ -277,8 +280,10 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", choices=["bare", "served", "stock"], default=["bare", "served", "stock"])
     parser.add_argument("--sizes", type=int, nargs="+", choices=list(ALONE), default=list(ALONE))
     parser.add_argument("--precision", choices=["bf16", "fp8"], default="bf16")
+    parser.add_argument("--haproxy", action="store_true", help="Ray Serve's HAProxy mode instead of its Python proxy")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    os.environ["RAY_SERVE_ENABLE_HA_PROXY"] = "1" if options.haproxy else "0"
     ready: dict[str, float] = {}
     figures: Figures = []
     for kind in options.kinds:

@@ -14,7 +14,9 @@ from typing import Protocol
 
 import torch
 
-LEAD_S = 0.004  # before the device runs dry the next work is chosen: launching takes two, others hold Python for some
+# Before the device runs dry the next work is chosen: launching takes one millisecond, taking in a request four, and
+# where the kernel has no fine timers (in some virtual machines) a sleep ends up to ten too late.
+LEAD_S = 0.025
 LOOK_EVERY_S = 0.005  # at the device, which may be faster than was expected
 
 
