@@ -4,8 +4,8 @@
 
 Random weights of full size, 8 steps, four sizes at 30/20/40/10 %; Poisson arrivals and bursts. The engine measures
 itself first, so a load of 1 is what it can draw; its table, in the form of `benchmarks/h200_steps.json`, goes into the
-result. Deadlines are alpha times the time alone; only `edf` looks at them, so the others are replayed once and judged by
-both alphas. A request that is late is a miss; goodput is what was in time, per second of the trace.
+result. Deadlines are alpha times the time alone; only `edf` looks at them, so the others are replayed once and judged
+by both alphas. A request that is late is a miss; goodput is what was in time, per second of the trace.
 """
 
 from __future__ import annotations
