@@ -79,10 +79,11 @@ class _Pending:
 class Ahead:
     """Work of one device in the order of its launch, until what it did was told.
 
-    Used by the one thread that owns the device. `clock` is in seconds.
+    Used by the one thread that owns the device. `clock` is in seconds; an `asynchronous` device goes on by itself.
     """
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(self, clock: Callable[[], float], *, asynchronous: bool) -> None:
+        self.asynchronous = asynchronous
         self._clock = clock
         self._pending: deque[_Pending] = deque()
         self._free_at = 0.0

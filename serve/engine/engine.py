@@ -19,10 +19,12 @@ import torch
 from torch import Tensor
 
 from serve.engine.ahead import Ahead, Instant, instant
-from serve.engine.decode import Decoder, Pixels
+from serve.engine.decode import Decoder
 from serve.engine.flight import Drawn, Flight, Generation, OnStep, Outcome
 from serve.engine.forward import Transformer, velocities
 from serve.engine.memory import Memory
+from serve.engine.pixels import Pixels
+from serve.engine.reference import begin
 from serve.engine.schedule import Entry, Policy, Shape
 from serve.engine.stepping import Moved, Step
 from serve.engine.turns import Turn, Turns
@@ -76,13 +78,14 @@ class Engine:
     _inbox: queue.SimpleQueue[_Command] = field(default_factory=queue.SimpleQueue)
     _flights: dict[str, Flight] = field(default_factory=dict)
     _landing: list[list[Flight]] = field(default_factory=list)
+    _ashore: list[_Admit] = field(default_factory=list)
     _thread: threading.Thread | None = None
     _stopping: bool = False
     _beat: float = 0.0
 
     def __post_init__(self) -> None:
         self._turns = Turns(self.policy, self.times, self.split_s)
-        self._ahead = Ahead(self.clock)
+        self._ahead = Ahead(self.clock, asynchronous=self.transformer.device.type == "cuda")
 
     def start(self) -> None:
         self._beat = self.clock()
@@ -132,6 +135,7 @@ class Engine:
 
     def _run(self) -> None:
         while True:
+            self._call_aboard()
             self._receive()
             if self._stopping:
                 return
@@ -147,7 +151,7 @@ class Engine:
     def _receive(self) -> None:
         """Everything that has arrived, until the device needs more work; sleeps when there is none to step."""
         while True:
-            idle = not self._flights and not self._ahead
+            idle = not self._flights and not self._ahead and not self._ashore
             try:
                 command = self._inbox.get(timeout=None if idle else (leisure_s := self._ahead.leisure_s()))
             except queue.Empty:
@@ -160,34 +164,71 @@ class Engine:
                 return
             if isinstance(command, _Cancel):
                 self._flights.pop(command.id, None)
+                self._ashore = [waiting for waiting in self._ashore if waiting.generation.id != command.id]
             else:
                 self._admit(command)
+
+    def _call_aboard(self) -> None:
+        """Whose input picture had to wait for the memory of a paused step."""
+        if self._ashore and not self._flights and self._paused is not None:
+            self._leave(self._paused)  # all its members have left
+        waiting, self._ashore = self._ashore, []
+        for command in waiting:
+            self._admit(command)
 
     def _admit(self, command: _Admit) -> None:
         if self.lost:
             command.outcome.error(DeviceLost("the device of this replica is lost"))
             return
+        g = command.generation
+        encoding = 0 if g.reference is None else self.memory.encode_bytes(g.width * g.height)
+        if encoding and not self.memory.reserve(encoding):
+            self._ashore.append(command)
+            return
         try:
-            self._flights[command.generation.id] = self._board(command)
+            self._flights[g.id] = self._board(command)
         except Exception as error:  # whatever it is, it belongs to this one request
-            command.outcome.error(self._explain(command.generation, error))
+            command.outcome.error(self._explain(g, error))
+        self.memory.release(encoding)
 
     def _board(self, command: _Admit) -> Flight:
         g = command.generation
         embeddings = [g.embedding] if g.negative is None else [g.embedding, g.negative]
-        shape = Shape(g.height, g.width, tuple(pad_length(len(embedding)) for embedding in embeddings))
+        adapter = None if g.adapter is None else (g.adapter.name, g.adapter_scale)
+        shape = Shape(g.height, g.width, tuple(pad_length(len(embedding)) for embedding in embeddings), adapter)
         self.memory.check(shape)
-        captions = [self.transformer.caption(embedding) for embedding in embeddings]
-        schedule = self.transformer.schedule(g.steps, (g.height // 16) * (g.width // 16))
-        entry = Entry(g.id, shape, g.steps, self.clock(), g.deadline, g.alone)
-        latents = self.transformer.noise(g.seed, g.height, g.width)
-        return Flight(g, entry, captions, schedule, latents, command.outcome, command.on_step)
+        if g.reference is not None:
+            self.memory.check_input(g.width, g.height)
+        extension = None if g.adapter is None else self.transformer.extend(g.adapter, g.adapter_scale)
+        captions = [self.transformer.caption(embedding, extension) for embedding in embeddings]
+        schedule = self.transformer.schedule(g.steps, (g.height // 16) * (g.width // 16), extension)
+        entry = Entry(g.id, shape, g.steps_taken, self.clock(), g.deadline, g.alone)
+        begun = begin(
+            g.reference,
+            lambda: self.transformer.noise(g.seed, g.height, g.width),
+            lambda reference: self.decoder.encoder.begin(reference, g.seed, schedule.sigmas[g.skipped]),
+            self.memory.free,
+        )
+        flight = Flight(
+            g,
+            entry,
+            captions,
+            schedule,
+            begun.latents,
+            command.outcome,
+            command.on_step,
+            g.skipped,
+            begun.kept,
+            extension,
+        )
+        flight.take_only_needed()
+        return flight
 
     def _drop_expired(self) -> None:
         now = self.clock()
         for flight in list(self._flights.values()):
             if flight.generation.hard_deadline and now > flight.generation.deadline:
-                done = f"{flight.step} of {flight.generation.steps} steps were done"
+                done = f"{flight.taken} of {flight.generation.steps_taken} steps were done"
                 self._fail(flight, DeadlineExceeded(f"the deadline passed when {done}"))
 
     # --- steps
@@ -218,7 +259,7 @@ class Engine:
             if flight.started_at == 0:
                 flight.started_at = time.time()
                 self._progress(flight, 0, None)
-        return Step(turn, flights, velocities(self.transformer, flights, turn.parts), needed)
+        return Step(turn, shape, flights, velocities(self.transformer, flights, turn.parts), needed)
 
     def _leave(self, step: Step) -> None:
         self.memory.release(step.reserved)
@@ -241,19 +282,19 @@ class Engine:
                 self.memory.did_not_fit(turn.batch[0].shape, len(step.flights))
             self._recover(step.flights, failure, self._step_again)
             return
-        tell = step.add
+        tell, expected_s = step.add, self._turns.seconds(turn.batch) / turn.parts
         if velocities is not None:
             self._leave(step)
             moved = self._move(step, velocities)
             tell = partial(self._stepped, step, moved)
-        self._launched(began, self._turns.seconds(turn.batch) / turn.parts, tell)
+        self._launched(began, expected_s, tell)
 
     def _launched(self, began: Instant, expected_s: float, tell: Callable[[float], None]) -> None:
         self._ahead.add(began, instant(self.transformer.device), expected_s, tell)
 
     def _tell(self, before: int) -> None:
-        """What was done `before` this turn's work was launched; all, where the device is idle after it."""
-        ahead = self.transformer.device.type == "cuda" and len(self._ahead) > before
+        """What was launched `before` this turn's work; all, where the device has nothing to do beside it."""
+        ahead = self._ahead.asynchronous and len(self._ahead) > before
         try:
             self._ahead.tell(before if ahead else len(self._ahead))
         except Exception as error:
@@ -283,7 +324,7 @@ class Engine:
 
     def _stepped(self, step: Step, moved: list[Moved], seconds: float) -> None:
         step.add(seconds)
-        shape = step.flights[0].entry.shape
+        shape = step.shape
         if self._is_warm((shape, len(step.flights), step.turn.parts)):
             self.times.observe_step(shape.tokens, shape.rows * len(step.flights), step.seconds)
         self.recorder.observe("zimage_step_duration_seconds", step.seconds, self.model)
@@ -402,3 +443,6 @@ class Engine:
         log.error("the device is lost", exc_info=error)
         for flight in list(self._flights.values()):
             self._fail(flight, DeviceLost("the device of this replica is lost"))
+        for command in self._ashore:
+            command.outcome.error(DeviceLost("the device of this replica is lost"))
+        self._ashore = []

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from serve.engine.decode import Decoder
 from serve.engine.flight import Flight
+from serve.engine.schedule import Shape
 from serve.engine.turns import Turn
 
 
@@ -16,10 +17,12 @@ from serve.engine.turns import Turn
 class Step:
     """`work` yields None after each part but the last, and then one velocity for each flight.
 
-    `seconds` are the device's for the parts that it is known to have done; `reserved` bytes are given back at the end.
+    `shape` is that of its members at its beginning. `seconds` are the device's for the parts that it is known to have
+    done; `reserved` bytes are given back at the end.
     """
 
     turn: Turn
+    shape: Shape
     flights: list[Flight]
     work: Iterator[list[Tensor] | None]
     reserved: int
@@ -31,7 +34,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """A flight that has taken its step number `step`; `preview` [h, w, 3] is on its way to the host."""
+    """A flight that has taken `step` steps itself; `preview` [h, w, 3] is on its way to the host."""
 
     flight: Flight
     step: int
@@ -39,8 +42,7 @@ class Moved:
 
     @classmethod
     def along(cls, flight: Flight, velocity: Tensor, decoder: Decoder) -> Moved:
-        flight.move(velocity)
-        preview = None
-        if not flight.arrived and flight.step in flight.generation.preview_steps:
-            preview = decoder.launch_preview(flight.picture(flight.expected(velocity)))
-        return cls(flight, flight.step, preview)
+        expected, preview = flight.move(velocity), None
+        if not flight.arrived and flight.taken in flight.generation.preview_steps:
+            preview = decoder.launch_preview(flight.picture(expected))
+        return cls(flight, flight.taken, preview)
