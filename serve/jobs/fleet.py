@@ -57,8 +57,7 @@ class Fleet:
         self._silence_s = SILENT_BEATS * heartbeat_s
         self._replicas: dict[str, Replica] = {}
         self._engines: dict[str, str] = {}
-        self._learn_adapters()
-        self.was_ready = self.was_ready or self.whole
+        self._adapters: dict[str, list[str]] = {}
         self._sole: str | None = None
         self.was_ready = False
 
