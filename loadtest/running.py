@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from loadtest.subjects import ROOT, Subject
+from loadtest.subjects import ROOT, Start, Subject
 
 STOP_S = 40.0
 SAMPLE_S = 2.0
@@ -79,14 +79,7 @@ async def deployment(subject: Subject, port: int, folder: Path) -> AsyncIterator
     found = Deployment(f"http://127.0.0.1:{port}", time.perf_counter(), log, [])
     sampling: asyncio.Task[None] | None = None
     try:
-        with log.open("wb") as output:
-            for start in subject.processes(port, data):
-                environment = {**os.environ, "PYTHONPATH": str(ROOT), **dict(start.environment)}
-                found.processes.append(
-                    subprocess.Popen(
-                        start.command, cwd=ROOT, stdout=output, stderr=output, env=environment, start_new_session=True
-                    )
-                )
+        _start(found, subject.processes(port, data))
         sampling = asyncio.create_task(_sample(found))
         yield found
     finally:
@@ -94,6 +87,16 @@ async def deployment(subject: Subject, port: int, folder: Path) -> AsyncIterator
             sampling.cancel()
             await asyncio.gather(sampling, return_exceptions=True)
         found.end()
+
+
+def _start(found: Deployment, starts: list[Start]) -> None:
+    with found.log.open("wb") as output:
+        for start in starts:
+            environment = {**os.environ, "PYTHONPATH": str(ROOT), **dict(start.environment)}
+            process = subprocess.Popen(
+                start.command, cwd=ROOT, stdout=output, stderr=output, env=environment, start_new_session=True
+            )
+            found.processes.append(process)
 
 
 async def _sample(found: Deployment) -> None:

@@ -59,7 +59,9 @@ async def ask_blocking(client: httpx.AsyncClient, order: Order, first: First) ->
 async def ask_gradio(client: httpx.AsyncClient, order: Order, first: First) -> bytes:
     """What Gradio's docs give for curl, and its own clients do: join the queue, watch the events, fetch the file."""
     call = "/gradio_api/call/generate"
-    joined = json.loads(await _read(client, "POST", call, first, json={"data": [order.prompt, order.seed, order.size_px]}))
+    joined = json.loads(
+        await _read(client, "POST", call, first, json={"data": [order.prompt, order.seed, order.size_px]})
+    )
     event = ""
     async with client.stream("GET", f"{call}/{joined['event_id']}") as answer:
         async for line in answer.aiter_lines():
@@ -86,7 +88,9 @@ async def ask_celery(client: httpx.AsyncClient, order: Order, first: First) -> b
 
 async def ask_call(client: httpx.AsyncClient, order: Order, first: First) -> bytes:
     """OpenAI's route, with the picture itself as the answer."""
-    return await _read(client, "POST", "/v1/images/generations", first, json=_body(order), headers={"Accept": "image/png"})
+    return await _read(
+        client, "POST", "/v1/images/generations", first, json=_body(order), headers={"Accept": "image/png"}
+    )
 
 
 async def ask_job(client: httpx.AsyncClient, order: Order, first: First) -> bytes:

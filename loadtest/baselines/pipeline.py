@@ -1,4 +1,4 @@
-"""diffusers' own ZImagePipeline over the embedded weights, as all four baselines use it: loaded once, one caller at a time."""
+"""diffusers' own ZImagePipeline over the embedded weights: loaded once, and used by one caller at a time."""
 
 from __future__ import annotations
 

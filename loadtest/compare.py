@@ -1,0 +1,96 @@
+"""The deployments that people run today and ours, in turns on this machine, in one table.
+
+    python -m loadtest.compare [--rounds 2] [--only gradio,flask,celery,cache,call,job] [--quick] [--json FILE]
+
+Needs `make loadtest-deps`, and redis-server for Celery (`make test-deps`). All draw with the embedded model on one CPU
+thread; the requests come from one seed. A full round takes about six minutes on an idle machine. With `--json`, rounds
+that FILE holds already are kept and shown together with the new ones, so that a long run may be done in parts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.machine import facts
+from loadtest.measure import measure
+from loadtest.plan import SIZES, Plan
+from loadtest.subjects import BASELINES_PYTHON, ROOT, SUBJECTS, Subject
+from loadtest.table import report
+
+
+def chosen(names: str | None) -> list[Subject]:
+    known = {subject.name: subject for subject in SUBJECTS}
+    wanted = names.split(",") if names else list(known)
+    if unknown := sorted(set(wanted) - known.keys()):
+        raise SystemExit(f"error: --only: there is no {', '.join(unknown)}\nfix: choose from {', '.join(known)}")
+    return [known[name] for name in wanted]
+
+
+def check(subjects: list[Subject]) -> None:
+    if not BASELINES_PYTHON.exists():
+        raise SystemExit("error: there is no .venv-baselines\nfix: make loadtest-deps")
+    if any(subject.name == "celery" for subject in subjects) and shutil.which("redis-server") is None:
+        raise SystemExit("error: there is no redis-server on the PATH\nfix: make test-deps, or --only without celery")
+
+
+def bare(plan: Plan) -> dict[int, float]:
+    """Seconds that diffusers takes for a picture of each size, without a server."""
+    command = [str(BASELINES_PYTHON), "-m", "loadtest.baselines.bare", *map(str, SIZES), "--repeats", str(plan.alone)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"error: diffusers does not draw in .venv-baselines:\n{done.stderr[-2000:]}")
+    return {int(size): seconds for size, seconds in json.loads(done.stdout).items()}
+
+
+async def one_round(subjects: list[Subject], plan: Plan, number: int, port: int) -> dict[str, Any]:
+    turns = subjects[number % len(subjects) :] + subjects[: number % len(subjects)]
+    load_before, bare_s = os.getloadavg(), bare(plan)
+    found = []
+    for turn, subject in enumerate(turns):
+        began = time.monotonic()
+        found.append(asdict(await measure(subject, plan, number, port + 2 * turn, bare_s)))
+        print(f"round {number + 1}: {subject.title}, {time.monotonic() - began:.0f} s", file=sys.stderr)
+    return {
+        "machine": facts() | {"cores": os.cpu_count(), "load_average": [*load_before[:1], *os.getloadavg()[:1]]},
+        "plan": asdict(plan),
+        "bare_s": bare_s,
+        "figures": found,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--only", help="names, separated by commas")
+    parser.add_argument("--quick", action="store_true", help="a minute for two deployments; says that it works")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--load", type=float, default=0.7, help="of the trace, as a share of diffusers' own capacity")
+    parser.add_argument("--requests", type=int, default=60, help="in the trace")
+    parser.add_argument("--port", type=int, default=9600, help="and the few above it")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever ends this ends what it has started
+    subjects = chosen(options.only)
+    check(subjects)
+    plan = replace(Plan(), seed=options.seed, load=options.load, requests=options.requests)
+    rounds = json.loads(options.json.read_text()) if options.json and options.json.is_file() else []
+    for number in range(len(rounds), len(rounds) + options.rounds):
+        rounds.append(asyncio.run(one_round(subjects, plan.quick() if options.quick else plan, number, options.port)))
+        if options.json:
+            options.json.write_text(json.dumps(rounds, indent=1))
+    print(report(rounds))
+
+
+if __name__ == "__main__":
+    main()
