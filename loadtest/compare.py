@@ -18,6 +18,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -53,16 +54,26 @@ def bare(plan: Plan) -> dict[int, float]:
     return {int(size): seconds for size, seconds in json.loads(done.stdout).items()}
 
 
-async def one_round(subjects: list[Subject], plan: Plan, number: int, port: int) -> dict[str, Any]:
-    turns = subjects[number % len(subjects) :] + subjects[: number % len(subjects)]
-    load_before, bare_s = os.getloadavg(), bare(plan)
-    found = []
-    for turn, subject in enumerate(turns):
+def deployments(subjects: list[Subject]) -> list[list[Subject]]:
+    """Ways of asking that go to one deployment are together."""
+    groups: dict[object, list[Subject]] = {}
+    for subject in subjects:
+        groups.setdefault(subject.processes, []).append(subject)
+    return list(groups.values())
+
+
+async def one_round(subjects: list[Subject], plan: Plan, past: list[Any], port: int) -> dict[str, Any]:
+    groups = deployments(subjects)
+    first = len(past) % len(groups)
+    measured = Counter(figures["subject"] for one in past for figures in one["figures"])
+    load_before, bare_s = os.getloadavg()[0], bare(plan)
+    found: list[dict[str, Any]] = []
+    for turn, group in enumerate(groups[first:] + groups[:first]):
         began = time.monotonic()
-        found.append(asdict(await measure(subject, plan, number, port + 2 * turn, bare_s)))
-        print(f"round {number + 1}: {subject.title}, {time.monotonic() - began:.0f} s", file=sys.stderr)
+        found.extend(map(asdict, await measure(group, measured, plan, port + 2 * turn, bare_s)))
+        print(f"{', '.join(subject.title for subject in group)}: {time.monotonic() - began:.0f} s", file=sys.stderr)
     return {
-        "machine": facts() | {"cores": os.cpu_count(), "load_average": [*load_before[:1], *os.getloadavg()[:1]]},
+        "machine": facts() | {"cores": os.cpu_count(), "load_average": [load_before, os.getloadavg()[0]]},
         "plan": asdict(plan),
         "bare_s": bare_s,
         "figures": found,
@@ -76,7 +87,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a minute for two deployments; says that it works")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--load", type=float, default=0.7, help="of the trace, as a share of diffusers' own capacity")
-    parser.add_argument("--requests", type=int, default=60, help="in the trace")
+    parser.add_argument("--requests", type=int, default=40, help="in the trace")
     parser.add_argument("--port", type=int, default=9600, help="and the few above it")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -85,8 +96,8 @@ def main() -> None:
     check(subjects)
     plan = replace(Plan(), seed=options.seed, load=options.load, requests=options.requests)
     rounds = json.loads(options.json.read_text()) if options.json and options.json.is_file() else []
-    for number in range(len(rounds), len(rounds) + options.rounds):
-        rounds.append(asyncio.run(one_round(subjects, plan.quick() if options.quick else plan, number, options.port)))
+    for _ in range(options.rounds):
+        rounds.append(asyncio.run(one_round(subjects, plan.quick() if options.quick else plan, rounds, options.port)))
         if options.json:
             options.json.write_text(json.dumps(rounds, indent=1))
     print(report(rounds))

@@ -1,4 +1,4 @@
-"""One round of one deployment: cold start, pictures alone, again, a trace of arrivals, and ever larger crowds."""
+"""One deployment in one round: cold start, pictures alone, again, a trace of arrivals, and ever larger crowds."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import statistics
 import struct
 import tempfile
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import httpx
@@ -54,6 +54,7 @@ class Asker:
 
     async def ask(self, wish: Order) -> Attempt:
         attempt, began = Attempt(wish.size_px), time.perf_counter()
+        own = replace(wish, prompt=f"{wish.prompt}, {self.subject.name}")  # not known from another way of asking
 
         def first() -> None:
             if attempt.first_byte_s is None:
@@ -61,7 +62,7 @@ class Asker:
 
         try:
             async with asyncio.timeout(self.patience_s):
-                picture = await self.subject.ask(self.client, wish, first)
+                picture = await self.subject.ask(self.client, own, first)
             if (side := _width(picture)) != wish.size_px:
                 raise Refused(f"a picture of {side} pixels instead of {wish.size_px}")
             attempt.picture_s = time.perf_counter() - began
@@ -76,25 +77,35 @@ class Asker:
         return attempt.picture_s
 
 
-async def measure(subject: Subject, plan: Plan, round_: int, port: int, bare_s: dict[int, float]) -> Figures:
-    """`bare_s` is what diffusers alone takes for each size: it sets the pace of the trace."""
-    figures = Figures(subject.name, round_)
+async def measure(
+    group: list[Subject], rounds: dict[str, int], plan: Plan, port: int, bare_s: dict[int, float]
+) -> list[Figures]:
+    """Of one deployment, started once, with its ways of asking one after the other.
+
+    `rounds` numbers the round of each subject, `bare_s` is what diffusers alone takes for each size: it sets the pace of the
+    trace.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        async with deployment(subject, port, Path(folder)) as running, _client(running.url) as client:
-            asker = Asker(subject, client, plan.patience_s)
-            figures.cold_start_s = await _cold_start(asker, running)
-            for size in SIZES:
-                await asker.must(order("warm", size, size))
-            for size in SIZES:
-                spent = [await asker.must(order("alone", number, size)) for number in range(plan.alone)]
-                figures.alone_s[size] = statistics.median(spent)
-            figures.again_s = await _again(asker, plan)
-            figures.trace = await _trace(asker, plan, round_, bare_s)
-            figures.again_busy_s = await _again_busy(asker, plan)
-            figures.stable_crowd, figures.crowd_failures = await _largest_crowd(asker, plan)
+        async with deployment(group[0], port, Path(folder)) as running, _client(running.url) as client:
+            askers = [Asker(subject, client, plan.patience_s) for subject in group]
+            cold_start_s = await _cold_start(askers[0], running)
+            found = [await _figures(asker, plan, rounds[asker.subject.name], bare_s) for asker in askers]
             await asyncio.to_thread(running.sample)
             running.check()
-            figures.peak_bytes = running.peak_bytes
+    return [replace(figures, cold_start_s=cold_start_s, peak_bytes=running.peak_bytes) for figures in found]
+
+
+async def _figures(asker: Asker, plan: Plan, round_: int, bare_s: dict[int, float]) -> Figures:
+    """All but the cold start and the memory."""
+    figures = Figures(asker.subject.name, round_)
+    for size in SIZES:
+        await asker.must(order("warm", size, size))
+        spent = [await asker.must(order("alone", number, size)) for number in range(plan.alone)]
+        figures.alone_s[size] = statistics.median(spent)
+    figures.again_s = await _again(asker, plan)
+    figures.trace = await _trace(asker, plan, round_, bare_s)
+    figures.again_busy_s = await _again_busy(asker, plan)
+    figures.stable_crowd, figures.crowd_failures = await _largest_crowd(asker, plan)
     return figures
 
 

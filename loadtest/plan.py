@@ -15,9 +15,9 @@ THINGS = ("red fox", "penguin", "yellow banana", "cat", "green tree", "owl", "bl
 class Plan:
     seed: int = 1
     load: float = 0.7  # arrivals in the trace, as a share of what diffusers could draw without a server
-    requests: int = 60  # of the trace
-    alone: int = 5  # pictures of each size, one after the other
-    cached: int = 10  # times that a finished picture is asked for again
+    requests: int = 40  # of the trace
+    alone: int = 3  # pictures of each size, one after the other
+    cached: int = 5  # times that a finished picture is asked for again
     beside: int = 4  # clients that draw meanwhile
     patience_s: float = 30.0  # a user gives up
     stable_s: float = 3.0  # 95 % of a crowd have their picture by then, and all of it: it is stable

@@ -19,8 +19,8 @@ class Row:
     title: str
     value: Callable[[list[Figures]], float]
     show: Callable[[float], str]
+    why: str  # ours does not lead, where it does not
     more_is_better: bool = False
-    why: str = ""  # where ours does not lead
 
     def good(self, value: float, best: float) -> bool:
         return value * TIE >= best if self.more_is_better else value <= best * TIE
@@ -80,20 +80,46 @@ def _on_time(times: float) -> Callable[[list[Figures]], float]:
     return value
 
 
-RAY = "Ray's own processes and a process for each part of ours"
+OVERHEAD = (
+    "This model draws in a tenth of a second, beside which HTTP, Ray Serve and a queue on disk show (benchmarks/RESULTS.md); "
+    "of a picture that takes a GPU half a second they are a few percent."
+)
+HIT = (
+    "The other caches answer from the one process that draws. A hit of ours is a job of its own, on disk before it is "
+    "answered, found by every Gateway and after a restart, and no slower on a GPU that is busy."
+)
 ROWS = (
-    Row("largest stable crowd", _median("stable_crowd"), lambda value: f"{value:.0f}", more_is_better=True),
-    Row("mean time to picture", lambda rounds: statistics.mean(_pictures(rounds)), seconds),
-    Row("95 % have it within", _p95, seconds),
-    Row("mean wait", _wait, seconds),
-    Row("failures", _failures, lambda value: f"{value:.0f}"),
-    Row("first byte (median)", _first_byte, seconds),
-    Row("on time, α = 3", _on_time(3), share, more_is_better=True),
-    Row("on time, α = 5", _on_time(5), share, more_is_better=True),
-    Row("the same again", _median("again_s"), seconds),
-    Row("the same again, others drawing", _median("again_busy_s"), seconds),
-    Row("cold start to first picture", _median("cold_start_s"), seconds),
-    Row("memory, peak of all processes", _median("peak_bytes"), lambda value: f"{value / 1e6:.0f} MB"),
+    Row(
+        "largest stable crowd", _median("stable_crowd"), lambda value: f"{value:.0f}", more_is_better=True, why=OVERHEAD
+    ),
+    Row("mean time to picture", lambda rounds: statistics.mean(_pictures(rounds)), seconds, why=OVERHEAD),
+    Row("95 % have it within", _p95, seconds, why=OVERHEAD),
+    Row("mean wait", _wait, seconds, why=OVERHEAD),
+    Row("failures, in trace and crowds", _failures, lambda value: f"{value:.0f}", why="That is a bug."),
+    Row(
+        "first byte (median)",
+        _first_byte,
+        seconds,
+        why="A job of ours is on disk before it is acknowledged; what the others acknowledge, a restart forgets.",
+    ),
+    Row("on time, α = 3", _on_time(3), share, more_is_better=True, why=OVERHEAD),
+    Row("on time, α = 5", _on_time(5), share, more_is_better=True, why=OVERHEAD),
+    Row("the same again", _median("again_s"), seconds, why=HIT),
+    Row("the same again, others drawing", _median("again_busy_s"), seconds, why=HIT),
+    Row(
+        "cold start to first picture",
+        _median("cold_start_s"),
+        seconds,
+        why="Ray and a process for each part start on the same few cores, and sizes are measured before it is ready. "
+        "Weights of a real model take longer than that in any of them.",
+    ),
+    Row(
+        "memory, peak of all processes",
+        _median("peak_bytes"),
+        lambda value: f"{value / 1e6:.0f} MB",
+        why="Ray's own processes, and torch in two of ours instead of one. It does not grow with the model, "
+        "whose weights are there once, as in the others.",
+    ),
 )
 
 
@@ -120,7 +146,7 @@ def report(rounds: list[dict[str, Any]]) -> str:
         lines.append(f"| {row.title} | " + " | ".join(cells) + " |")
         ours = [row.good(value, best) for subject, value in zip(subjects, values, strict=True) if subject.ours]
         if ours and not any(ours):
-            notes.append(f"* {row.title}: ours does not lead. {row.why}".rstrip())
+            notes.append(f"* {row.title}: ours does not lead. {row.why}")
     return "\n".join([*lines, *([""] if notes else []), *notes])
 
 

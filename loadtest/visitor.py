@@ -85,7 +85,7 @@ class Visitor(HttpUser):
         return None
 
     def follow(self, seen: Seen) -> Job:
-        """Watches the job by server-sent events until it has ended; comes back where the stream breaks, as browsers do."""
+        """Watches the job by server-sent events until it has ended, and comes back where they break off."""
         job, last, previewed = dict(seen.job), {"Last-Event-ID": str(seen.job["status_seq"])}, False
         while job["status"] not in ENDED:
             path, name = f"/v1/jobs/{job['id']}/events", "/v1/jobs/{id}/events"
