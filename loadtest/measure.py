@@ -82,8 +82,8 @@ async def measure(
 ) -> list[Figures]:
     """Of one deployment, started once, with its ways of asking one after the other.
 
-    `rounds` numbers the round of each subject, `bare_s` is what diffusers alone takes for each size: it sets the pace of the
-    trace.
+    `rounds` numbers the round of each subject; `bare_s` is what diffusers alone takes for each size, and sets the pace
+    of the trace.
     """
     with tempfile.TemporaryDirectory() as folder:
         async with deployment(group[0], port, Path(folder)) as running, _client(running.url) as client:

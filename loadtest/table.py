@@ -81,21 +81,19 @@ def _on_time(times: float) -> Callable[[list[Figures]], float]:
 
 
 OVERHEAD = (
-    "This model draws in a tenth of a second, beside which HTTP, Ray Serve and a queue on disk show (benchmarks/RESULTS.md); "
-    "of a picture that takes a GPU half a second they are a few percent."
+    "This model draws in a tenth of a second, beside which HTTP, Ray Serve and a queue on disk show; of a picture that "
+    "takes a GPU half a second they are a few percent (benchmarks/RESULTS.md)."
 )
 HIT = (
     "The other caches answer from the one process that draws. A hit of ours is a job of its own, on disk before it is "
     "answered, found by every Gateway and after a restart, and no slower on a GPU that is busy."
 )
 ROWS = (
-    Row(
-        "largest stable crowd", _median("stable_crowd"), lambda value: f"{value:.0f}", more_is_better=True, why=OVERHEAD
-    ),
+    Row("largest stable crowd", _median("stable_crowd"), "{:.0f}".format, OVERHEAD, more_is_better=True),
     Row("mean time to picture", lambda rounds: statistics.mean(_pictures(rounds)), seconds, why=OVERHEAD),
     Row("95 % have it within", _p95, seconds, why=OVERHEAD),
     Row("mean wait", _wait, seconds, why=OVERHEAD),
-    Row("failures, in trace and crowds", _failures, lambda value: f"{value:.0f}", why="That is a bug."),
+    Row("failures, in trace and crowds", _failures, "{:.0f}".format, why="That is a bug."),
     Row(
         "first byte (median)",
         _first_byte,
