@@ -60,7 +60,7 @@ endif
 
 loadtest: $(LOCUST)/.installed ## Locust users against a running service: URL=http://… USERS=20 RUN_TIME=2m LOCUST_ARGS="…"
 	$(LOCUST)/bin/python -m locust -f loadtest/locustfile.py --host '$(URL)' --headless --only-summary \
-		--users $(USERS) --spawn-rate 5 --run-time $(RUN_TIME) $(LOCUST_ARGS)
+		--users $(USERS) --spawn-rate 5 --run-time $(RUN_TIME) --stop-timeout 60 $(LOCUST_ARGS)
 
 loadtest-deps: $(LOCUST)/.installed $(BASELINES)/.installed ## environments for Locust and for what loadtest.compare runs
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from argparse import ArgumentParser
 
 import gevent
-from locust import LoadTestShape, constant_throughput, events, task
+from locust import LoadTestShape, events, task
 
 from loadtest.visitor import Visitor
 
@@ -28,8 +28,9 @@ class Arrivals(Visitor):
     """Brings people to the door at a rate, however long those before them wait inside."""
 
     def wait_time(self) -> float:
+        """A constant throughput, whatever the service does: `arrive` takes no time."""
         if self.environment.parsed_options.arrivals == "even":
-            return float(constant_throughput(EACH_PER_S)(self))
+            return 1 / EACH_PER_S
         return self.chance.expovariate(EACH_PER_S)
 
     def on_start(self) -> None:
