@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -62,22 +63,23 @@ def deployments(subjects: list[Subject]) -> list[list[Subject]]:
     return list(groups.values())
 
 
-async def one_round(subjects: list[Subject], plan: Plan, past: list[Any], port: int) -> dict[str, Any]:
+async def one_round(
+    subjects: list[Subject], plan: Plan, rounds: list[Any], port: int, keep: Callable[[], None]
+) -> None:
+    """Appended to `rounds`, and kept after every deployment."""
     groups = deployments(subjects)
-    first = len(past) % len(groups)
-    measured = Counter(figures["subject"] for one in past for figures in one["figures"])
+    first = len(rounds) % len(groups)
+    measured = Counter(figures["subject"] for one in rounds for figures in one["figures"])
     load_before, bare_s = os.getloadavg()[0], bare(plan)
     found: list[dict[str, Any]] = []
+    machine = facts() | {"cores": os.cpu_count(), "load_average": [load_before, load_before]}
+    rounds.append({"machine": machine, "plan": asdict(plan), "bare_s": bare_s, "figures": found})
     for turn, group in enumerate(groups[first:] + groups[:first]):
         began = time.monotonic()
         found.extend(map(asdict, await measure(group, measured, plan, port + 2 * turn, bare_s)))
+        machine["load_average"][1] = os.getloadavg()[0]
+        keep()
         print(f"{', '.join(subject.title for subject in group)}: {time.monotonic() - began:.0f} s", file=sys.stderr)
-    return {
-        "machine": facts() | {"cores": os.cpu_count(), "load_average": [load_before, os.getloadavg()[0]]},
-        "plan": asdict(plan),
-        "bare_s": bare_s,
-        "figures": found,
-    }
 
 
 def main() -> None:
@@ -96,10 +98,13 @@ def main() -> None:
     check(subjects)
     plan = replace(Plan(), seed=options.seed, load=options.load, requests=options.requests)
     rounds = json.loads(options.json.read_text()) if options.json and options.json.is_file() else []
-    for _ in range(options.rounds):
-        rounds.append(asyncio.run(one_round(subjects, plan.quick() if options.quick else plan, rounds, options.port)))
+
+    def keep() -> None:
         if options.json:
             options.json.write_text(json.dumps(rounds, indent=1))
+
+    for _ in range(options.rounds):
+        asyncio.run(one_round(subjects, plan.quick() if options.quick else plan, rounds, options.port, keep))
     print(report(rounds))
 
 

@@ -6,6 +6,7 @@ python -m locust -f loadtest/locustfile.py,loadtest/open_loop.py --host http://1
 
 from __future__ import annotations
 
+import math
 from argparse import ArgumentParser
 
 import gevent
@@ -51,9 +52,11 @@ class Rate(LoadTestShape):
 
     use_common_options = True
 
-    def tick(self) -> tuple[int, float]:
+    def tick(self) -> tuple[int, float] | None:
         options = self.runner.environment.parsed_options
-        run_s = options.run_time or 0
+        run_s = options.run_time or math.inf
+        if self.get_run_time() >= run_s:
+            return None
         in_burst = BURST_FROM * run_s <= self.get_run_time() < BURST_TO * run_s
         rate = options.rate * (options.burst if in_burst else 1.0)
         return max(1, round(rate / EACH_PER_S)), 100.0

@@ -1,4 +1,4 @@
-"""A deployment while it runs: its processes, each in a session of its own, the memory of all of them, and their end."""
+"""A deployment while it runs: its processes, each in a group of its own, the memory of all of them, and their end."""
 
 from __future__ import annotations
 
@@ -93,8 +93,9 @@ def _start(found: Deployment, starts: list[Start]) -> None:
     with found.log.open("wb") as output:
         for start in starts:
             environment = {**os.environ, "PYTHONPATH": str(ROOT), **dict(start.environment)}
+            # No sessions of their own: Linux shares a busy CPU between sessions first, and some have more processes.
             process = subprocess.Popen(
-                start.command, cwd=ROOT, stdout=output, stderr=output, env=environment, start_new_session=True
+                start.command, cwd=ROOT, stdout=output, stderr=output, env=environment, process_group=0
             )
             found.processes.append(process)
 

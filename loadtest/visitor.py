@@ -7,11 +7,13 @@ import random
 import secrets
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import gevent
 from locust import HttpUser, events
+from requests import RequestException
 
 from loadtest.ledger import ENDED, Ledger
 
@@ -68,7 +70,7 @@ class Visitor(HttpUser):
         key, began = {"Idempotency-Key": secrets.token_hex(8)}, time.perf_counter()
         for _ in range(TRIES):
             with self.client.post("/v1/jobs", json=body, headers=key, catch_response=True) as answer:
-                if answer.ok:
+                if answer.status_code in (200, 202):
                     job: Job = answer.json()
                     ledger.accept(job["id"])
                     self.told(job)
@@ -87,19 +89,20 @@ class Visitor(HttpUser):
     def follow(self, seen: Seen) -> Job:
         """Watches the job by server-sent events until it has ended, and comes back where they break off."""
         job, last, previewed = dict(seen.job), {"Last-Event-ID": str(seen.job["status_seq"])}, False
-        while job["status"] not in ENDED:
-            path, name = f"/v1/jobs/{job['id']}/events", "/v1/jobs/{id}/events"
+        path, name = f"/v1/jobs/{job['id']}/events", "/v1/jobs/{id}/events"
+        for attempt in range(TRIES):
+            if job["status"] in ENDED:
+                break
+            gevent.sleep(attempt)
             with self.client.get(path, name=name, headers=last, stream=True, catch_response=True) as answer:
-                if answer.status_code != 200:
-                    return self.wait(Seen(job, seen.began))
-                for event in _events(answer.iter_lines(), last):
+                for event in _events(answer.iter_lines(), last) if answer.status_code == 200 else ():
                     if event["type"] != "job.preview":
                         job |= event.get("data", {})
                         self.told(job)
                     elif not previewed:
                         previewed = True
                         self.note("first preview", time.perf_counter() - seen.began)
-        return job
+        return self.wait(Seen(job, seen.began))
 
     def wait(self, seen: Seen) -> Job:
         """Asks for the job until it has ended, by long poll."""
@@ -107,7 +110,7 @@ class Visitor(HttpUser):
         while job["status"] not in ENDED:
             path, name = f"/v1/jobs/{job['id']}?wait=30", "/v1/jobs/{id}?wait=30"
             with self.client.get(path, name=name, catch_response=True) as answer:
-                if answer.ok:
+                if answer.status_code == 200:
                     job = answer.json()
                 elif answer.status_code == 404:
                     ledger.lose(job["id"], "unknown to the service")
@@ -122,13 +125,21 @@ class Visitor(HttpUser):
         if job["status"] != "succeeded":
             return
         self.note("wait", job["timings"]["queue_ms"] / 1e3)
-        for image in job["result"]["images"]:
+        if missing := [image["asset_id"] for image in job["result"]["images"] if not self._load(image)]:
+            ledger.lose(job["id"], f"no picture {', '.join(missing)}")
+        else:
+            self.note("time to picture", time.perf_counter() - seen.began)
+
+    def _load(self, image: Job) -> bool:
+        """Whether it is there and whole; a connection that fails says nothing, and is tried again."""
+        for _ in range(TRIES):
             with self.client.get(image["url"], name="/v1/assets/{id}", catch_response=True) as answer:
-                whole = len(answer.content or b"") == image["bytes"]
-                if not (answer.ok and whole and answer.content.startswith(MAGIC[image["format"]])):
-                    answer.failure("a picture of a job that succeeded is not there")
-                    ledger.lose(job["id"], f"no picture {image['asset_id']}: {answer.status_code}")
-        self.note("time to picture", time.perf_counter() - seen.began)
+                if answer.status_code == 200:
+                    if len(answer.content) == image["bytes"] and answer.content.startswith(MAGIC[image["format"]]):
+                        return True
+                    answer.failure("a picture that is not whole")
+            gevent.sleep(1)
+        return False
 
     def told(self, job: Job) -> None:
         ledger.see(job["id"], job["status"])
@@ -147,11 +158,12 @@ class Visitor(HttpUser):
 
 def _events(lines: Iterable[bytes], last: dict[str, str]) -> Iterator[Job]:
     """`last` is kept at what to come back with."""
-    for line in lines:
-        if line.startswith(b"id: "):
-            last["Last-Event-ID"] = line.removeprefix(b"id: ").decode()
-        elif line.startswith(b"data: "):
-            event: Job = json.loads(line.removeprefix(b"data: "))
-            if "type" not in event:
-                return  # an error ends the stream
-            yield event
+    with suppress(RequestException):  # it broke off
+        for line in lines:
+            if line.startswith(b"id: "):
+                last["Last-Event-ID"] = line.removeprefix(b"id: ").decode()
+            elif line.startswith(b"data: "):
+                event: Job = json.loads(line.removeprefix(b"data: "))
+                if "type" not in event:
+                    return  # an error ends the stream
+                yield event

@@ -57,7 +57,11 @@ async def locust(url: str, folder: Path, *arguments: str, files: str = FILE) -> 
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
-    output, _ = await asyncio.wait_for(process.communicate(), 400)
+    try:
+        output, _ = await asyncio.wait_for(process.communicate(), 240)
+    except TimeoutError:
+        process.kill()
+        raise
     lines = {}
     if (statistics := folder / "run_stats.csv").exists():
         lines = {(line["Type"], line["Name"]): line for line in csv.DictReader(statistics.read_text().splitlines())}
