@@ -85,8 +85,8 @@ OVERHEAD = (
     "takes a GPU half a second they are a few percent (benchmarks/RESULTS.md)."
 )
 HIT = (
-    "The other cache answers from the memory of the one process that draws. A hit of ours is a job with an id, events and a "
-    "picture of its own, on disk before it is answered, and the same from every Gateway."
+    "The other cache answers from the memory of the one process that draws. A hit of ours is a job with an id, events "
+    "and a picture of its own, on disk before it is answered, and the same from every Gateway."
 )
 ROWS = (
     Row("largest stable crowd", _median("stable_crowd"), "{:.0f}".format, OVERHEAD, more_is_better=True),
@@ -98,8 +98,8 @@ ROWS = (
         "first byte (median)",
         _first_byte,
         seconds,
-        why="A job of ours is on disk before it is acknowledged; Gradio's is in the memory of its process, Celery's in that of "
-        "Redis until its next snapshot.",
+        why="A job of ours is on disk before it is acknowledged; Gradio's is in the memory of its process, Celery's in "
+        "that of Redis until its next snapshot.",
     ),
     Row("on time, α = 3", _on_time(3), share, more_is_better=True, why=OVERHEAD),
     Row("on time, α = 5", _on_time(5), share, more_is_better=True, why=OVERHEAD),
