@@ -124,6 +124,9 @@ class RemoteDispatcher:
     async def heartbeat(self, state: ReplicaState, tally: Tally | None) -> None:
         await _outcome(self.handle.heartbeat.remote(state, tally))
 
+    async def leave(self, replica_id: str) -> None:
+        await _outcome(self.handle.leave.remote(replica_id))
+
     async def report(self, reports: list[TaskReport]) -> None:
         await _outcome(self.handle.report.remote(reports))
 

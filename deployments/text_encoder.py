@@ -30,8 +30,7 @@ class TextEncoder:
 
         placement = Placement.choose(settings)
         state = ReplicaState(replica_id=replica_id(), role="text_encoder", phase=Phase.LOADING, device=str(placement))
-        membership = Membership(settings, state)
-        self._recorder = membership.recorder
+        self._membership = membership = Membership(settings, state)
         self._device = ThreadPoolExecutor(1, "device")
         self._idle = asyncio.Event()
         self._idle.set()
@@ -40,6 +39,10 @@ class TextEncoder:
         await self._on_device(self._encoder.encode, WARM_UP)
         self._encode.set_max_batch_size(settings.scheduler.encode_batch)
         membership.ready(state, lambda state: state)
+
+    async def __del__(self) -> None:
+        """Called by Ray Serve when it has stopped this replica, and its prompts are encoded."""
+        await self._membership.leave()
 
     async def encode(self, prompt: str) -> Embedding:
         """One prompt's embedding [L, C]. Callers wait here while the device is busy, and so enter the next batch
@@ -54,7 +57,7 @@ class TextEncoder:
     @serve.batch(max_batch_size=8, batch_wait_timeout_s=0.0)  # type: ignore[untyped-decorator]
     async def _encode(self, prompts: list[str]) -> list[Embedding]:
         self._idle.clear()
-        self._recorder.observe("zimage_batch_size", len(prompts), "encode")
+        self._membership.recorder.observe("zimage_batch_size", len(prompts), "encode")
         try:
             return await self._on_device(self._encoder.encode, prompts)
         finally:

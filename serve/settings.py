@@ -87,6 +87,13 @@ class LimitSettings(_Section):
     max_n: int = Field(10, ge=1, le=10)
 
 
+class AutoscalingSettings(_Section):
+    """How fast TextEncoders and Denoisers follow the work, where the config gives them an `autoscaling_config`."""
+
+    drain_s: float = Field(30, gt=0, description="replicas are added until the backlog is worked off within this time")
+    quiet_s: float = Field(300, gt=0, description="replicas that were not wanted for this long are given up")
+
+
 class TimeoutSettings(_Section):
     """Seconds."""
 
@@ -188,6 +195,7 @@ class Settings(_Section):
     scheduler: SchedulerSettings = SchedulerSettings()
     limits: LimitSettings = LimitSettings()
     timeouts: TimeoutSettings = TimeoutSettings()
+    autoscaling: AutoscalingSettings = AutoscalingSettings()
     assets: AssetSettings = AssetSettings()
     webhooks: WebhookSettings = WebhookSettings()
     access: AccessSettings = AccessSettings()

@@ -29,7 +29,7 @@ class Demand:
 
 
 class Backlog:
-    """Told of every answer, asked about once a second."""
+    """Told of every answer, asked about once a second; `jobs` are those that have pictures of their own to draw."""
 
     def __init__(self, fleet: Fleet, jobs: Callable[[], Iterable[Job]], clock: Callable[[], float]) -> None:
         self._fleet = fleet
@@ -47,7 +47,7 @@ class Backlog:
             self._prompt_s += (SMOOTHING if self._prompt_s else 1.0) * (encoded_s / prompts - self._prompt_s)
 
     def measure(self) -> dict[str, Demand]:
-        """By role. Jobs that are being stopped, or whose pictures another one draws, are no work."""
+        """By role. Jobs that are being stopped are no work."""
         now = self._clock()
         elapsed_s, self._asked = now - self._asked, now
         encoded_s, self._encoded_s = self._encoded_s, 0.0

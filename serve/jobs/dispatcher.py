@@ -18,6 +18,7 @@ from serve.jobs import gallery
 from serve.jobs.accounting import Accounting
 from serve.jobs.admission import Admission
 from serve.jobs.arrivals import Arrivals
+from serve.jobs.backlog import Backlog, Demand
 from serve.jobs.endings import Endings
 from serve.jobs.estimate import solo_seconds
 from serve.jobs.fleet import Backend, Fleet
@@ -30,6 +31,7 @@ from serve.jobs.placements import Placement, Placements
 from serve.jobs.queue import JobQueue
 from serve.jobs.record import JobRecord
 from serve.jobs.results import Results
+from serve.jobs.served import SERVED, note_of, take_up
 from serve.jobs.sharing import Sharing
 from serve.jobs.state import PAUSED
 from serve.jobs.stats import Recent, stats_of
@@ -112,7 +114,7 @@ class Dispatcher:
             results=self._results,
             flights=self._flights,
             fleet=self._fleet,
-            admission=Admission(settings.queue, self._fleet, self._queue, self._jobs, self._flights),
+            admission=Admission(settings.queue, self._fleet, self._queue, self._jobs, self._flights, clock),
             accounting=self.accounting,
             endings=self._endings,
             tasks=self._tasks,
@@ -121,15 +123,20 @@ class Dispatcher:
         self.was_ready = False
         self._stopped = False
         self._recent = Recent(clock)
+        self._backlog = Backlog(self._fleet, self._drawn, clock)
+        self._session = self._served = ""
 
-    async def open(self) -> None:
-        """Claims the store, and takes up what the Dispatcher before has left."""
+    async def open(self, session: str = "") -> None:
+        """Claims the store, and takes up what the Dispatcher before has left; `session` names the Ray it runs on."""
         await self._store.open()
         await self._results.load()
-        self._room.paused = (await self._store.recall()).get(PAUSED) == "yes"
+        known = await self._store.recall()
+        self._room.paused = known.get(PAUSED) == "yes"
+        self._session, self._served = session, known.get(SERVED, "")
         left = [self._take_up(record) for record in await self._store.unfinished()]
         await asyncio.gather(*(self._store.save(job.record()) for job in left))
-        self.was_ready = bool(left)  # who left jobs behind was ready once
+        served = take_up(self._fleet, self._served, session)
+        self.was_ready = bool(left) or served  # who left jobs behind was ready once
         self._room.publish()
         self._tasks.spawn(self._housekeeping())
         self._tasks.spawn(self._prune())
@@ -224,7 +231,8 @@ class Dispatcher:
         return await self._with_files(await self._keeper.delete_all(user, confirm))
 
     async def status(self) -> ServiceStatus:
-        return status_of(self._fleet, self._jobs.active(), self._clock() - self._opened, paused=self._room.paused)
+        now = self._clock()
+        return status_of(self._fleet, self._jobs.active(), now - self._opened, now, paused=self._room.paused)
 
     async def usage(self, user: str) -> Usage:
         return await self._store.usage(user, time.time())
@@ -286,6 +294,21 @@ class Dispatcher:
         if self._fleet.ready("denoiser") and self._fleet.ready("text_encoder"):
             self.was_ready = True
             self._fill()
+            self._note_served()
+
+    def leave(self, replica_id: str) -> None:
+        """A replica is stopped on purpose, and has nothing left to do: what it still holds goes elsewhere."""
+        self._fleet.leave(replica_id)
+        self._placements.lose(replica_id)
+        self._note_served()
+
+    def _drawn(self) -> Iterable[Job]:
+        """Others wait for the pictures of one of these."""
+        return (job for job in self._jobs.active() if not self._flights.follows(job))
+
+    def demand(self) -> dict[str, Demand]:
+        """Work that waits, and who is busy, by role, since it was asked for last."""
+        return self._backlog.measure()
 
     def counted(self, sender: str, tally: Tally | None) -> None:
         """What another process of the service has counted."""
@@ -371,6 +394,8 @@ class Dispatcher:
         job, image, request = placement.job, placement.task.image, placement.job.submission.request
         self.accounting.generated(job, answer)
         self.accounting.tally(placement.task.replica_id, answer.tally)
+        if not job.finished:
+            self._backlog.generated(answer, 2 if request.guided else 1)
         self._begin(job, answer.started_at)
         job.finished[image] = answer
         job.placed.discard(image)
@@ -378,21 +403,25 @@ class Dispatcher:
         self.finish(job)
 
     def lost(self, placement: Placement) -> None:
-        """The replica is lost, not the job: it goes back to its place, unless it has cost too many replicas."""
+        """The replica is lost, not the job: it goes back to its place, unless it has cost too many replicas.
+
+        One that was stopped on purpose is no loss.
+        """
         job, image, most = placement.job, placement.task.image, self._settings.queue.max_attempts
         if not job.wanted:
             return
         job.placed.discard(image)
         if placement.attempt == job.attempt:  # several images lost with one replica are one loss
             job.attempt += 1
-            job.losses += 1
+            job.losses += not placement.planned
             job.embeddings = None
             self._store.note(job.record())
         if job.losses >= most:
             error = ReplicaLost(f"the job lost its replica {most} times and is given up")
             self.end(job, Failed, error=ErrorInfo.of(error))
             return
-        log.warning("a replica was lost, the job is tried again", **origin(job.submission), attempt=job.attempt)
+        what = "stopped" if placement.planned else "lost"
+        log.warning(f"a replica was {what}, the job is tried again", **origin(job.submission), attempt=job.attempt)
         self.accounting.retried()
         self.again(job, image)
 
@@ -559,6 +588,12 @@ class Dispatcher:
 
     def broken(self, job: Job, error: Exception) -> None:
         self.end(job, Failed, error=_info(error, **origin(job.submission)))
+
+    def _note_served(self) -> None:
+        """Stored where it has changed."""
+        if self._session and not self._stopped and (note := note_of(self._fleet, self._session)) != self._served:
+            self._served = note
+            self._tasks.spawn(self._store.remember(SERVED, note))
 
     def _superseded(self, error: StaleWriter) -> None:
         if not self._stopped:

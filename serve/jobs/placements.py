@@ -17,7 +17,8 @@ from serve.messages import Generated, Task
 class Placement:
     """One image on a replica, drawn for `job`, which need not be the one that it was placed for.
 
-    `attempt` is that of the job when it got the image.
+    `attempt` is that of the job when it got the image. When its replica is `lost`, `planned` says that it was stopped
+    on purpose.
     """
 
     job: Job
@@ -25,6 +26,7 @@ class Placement:
     attempt: int
     drive: asyncio.Task[None] | None = None
     lost: bool = False
+    planned: bool = False
 
 
 class Outcomes(Protocol):
@@ -103,10 +105,11 @@ class Placements:
 
     def lose(self, replica_id: str) -> None:
         """The replica is gone: all that it held is lost."""
+        planned = self._fleet.stopping(replica_id)
         for task_id in self._fleet.drop(replica_id):
             placement = self._placed.get(task_id)
             if placement is not None and placement.drive is not asyncio.current_task():
-                placement.lost = True
+                placement.lost, placement.planned = True, planned
                 assert placement.drive is not None
                 placement.drive.cancel()
 
@@ -122,6 +125,7 @@ class Placements:
             self.lose(task.replica_id)
             self._outcomes.lost(placement)
         except ReplicaGone as gone:
+            placement.planned = gone.replica_id is not None and self._fleet.stopping(gone.replica_id)
             if gone.replica_id is not None:
                 self.lose(gone.replica_id)
             self._outcomes.lost(placement)

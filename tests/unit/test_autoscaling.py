@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +20,9 @@ BOUNDS = Bounds(1, 8)
 TICK_S = 1.0
 
 seconds = st.floats(0, 10_000)
-demands = st.builds(Demand, backlog_s=seconds, pieces=st.integers(0, 500), busy=st.floats(0, 64), ready=st.integers(0, 64))
+demands = st.builds(
+    Demand, backlog_s=seconds, pieces=st.integers(0, 500), busy=st.floats(0, 64), ready=st.integers(0, 64)
+)
 bounds = st.tuples(st.integers(0, 8), st.integers(1, 64)).map(lambda pair: Bounds(min(pair), max(pair)))
 paces = st.builds(Pace, drain_s=st.floats(0.1, 600), quiet_s=st.floats(0.1, 3600))
 
@@ -62,8 +65,8 @@ def test_a_burst_is_answered_by_the_first_decision(backlog_s: float) -> None:
 def test_a_sawtooth_moves_nothing_once_it_is_known(period: int, height_s: float, busy: float, phase: int) -> None:
     teeth = [work(height_s * ((tick + phase) % period) / period, busy) for tick in range(period * (1200 // period))]
     targets = followed(teeth)
-    ups = [number for number, (old, new) in enumerate(zip(targets, targets[1:], strict=False)) if new > old]
-    downs = [number for number, (old, new) in enumerate(zip(targets, targets[1:], strict=False)) if new < old]
+    ups = [number for number, (old, new) in enumerate(itertools.pairwise(targets)) if new > old]
+    downs = [number for number, (old, new) in enumerate(itertools.pairwise(targets)) if new < old]
     assert not downs or not ups or max(ups) < min(downs), "never up again after down"
     assert len(set(targets[600:])) == 1
 
