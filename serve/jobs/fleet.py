@@ -63,6 +63,7 @@ class Fleet:
         self._times = StepTimes()
         self._left: deque[str] = deque(maxlen=REMEMBERED)
         self.sleepers = Sleepers()
+        self.was_ready = False
 
     def beat(self, state: ReplicaState, now: float) -> bool:
         """Takes a heartbeat; True when the replica became ready with it."""
@@ -80,6 +81,7 @@ class Fleet:
             self._times = times if state.role == "denoiser" else self._times
         engines = {r.state.engine for r in self._role("denoiser") if r.state.phase is Phase.READY}
         self._engine = "+".join(sorted(engines)) if engines else self._engine
+        self.was_ready = self.was_ready or self.whole
         return state.phase is Phase.READY and not ready_before
 
     def drop(self, replica_id: str) -> set[str]:
@@ -152,6 +154,11 @@ class Fleet:
 
     def busy(self, role: str) -> int:
         return sum(bool(replica.placed) for replica in self._role(role))
+
+    @property
+    def whole(self) -> bool:
+        """Every role is ready: pictures can be drawn."""
+        return self.ready("denoiser") > 0 and self.ready("text_encoder") > 0
 
     @property
     def engine(self) -> str:

@@ -109,7 +109,9 @@ class WaitingRoom:
     def publish(self, jobs: Iterable[Job] | None = None) -> None:
         """Tells queued jobs where they stand, where that has changed; `jobs` limits it to some of them.
 
-        Nobody knows when a paused queue goes on. Of all, the farther back the less often, every five seconds at least: a thousand that wait are not told of each
+        Nobody knows when a paused queue goes on.
+
+        Of all, the farther back the less often, every five seconds at least: a thousand that wait are not told of each
         one that overtakes them and is gone again.
         """
         waiting, now = self.waiting(), self._clock()

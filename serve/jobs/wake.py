@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 
 PROCESS_S = 5.0  # from the first waiting job to a process that begins to count: the autoscaler's decision, and Ray's
@@ -57,9 +56,9 @@ class Sleepers:
             return self._woke_s[role]
         return self._warmup_s[role] + PROCESS_S if role in self._warmup_s else None
 
-    def to_json(self) -> str:
-        """For the next Dispatcher: seconds by role, null where unknown."""
-        return json.dumps({role: self._start_s(role) for role in sorted(self._roles)})
+    def seconds(self) -> dict[str, float | None]:
+        """Of a start, by role that sleeps; None where it is unknown."""
+        return {role: self._start_s(role) for role in sorted(self._roles)}
 
     def restore(self, seconds: Mapping[str, float | None]) -> None:
         self._roles = set(seconds)

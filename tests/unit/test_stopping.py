@@ -135,7 +135,7 @@ async def test_the_next_dispatcher_of_the_same_ray_knows_who_sleeps(
     after = dispatcher_over(replicas, tmp_path)
     await after.open(session)
     after.heartbeat(ReplicaState(replica_id="t1", role="text_encoder", phase=Phase.READY))
-    assert ((await after.status()).ready, after.was_ready) == (ready, ready)
+    assert ((await after.status()).ready, after._fleet.was_ready) == (ready, ready)
     if ready:
         job_id = await submitted(after)
         events = after.watch(job_id)
