@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ByteSize, ConfigDict, Field, model_validator
 
 from serve.access_settings import AccessSettings
 
 EMBEDDED = "embedded"
+SECRET_VARIABLE = "ZIMAGE_SECRET_KEY"
 EMBEDDED_FOLDER = Path(__file__).parent / "engine" / "tiny"
 
 Pixels = Annotated[int, Field(ge=64, le=4096, multiple_of=16)]
@@ -200,6 +202,13 @@ class Settings(_Section):
     webhooks: WebhookSettings = WebhookSettings()
     access: AccessSettings = AccessSettings()
     tracing: TracingSettings = TracingSettings()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _secret_of_the_environment(cls, given: Any) -> Any:
+        """On a cluster secrets are no part of a file."""
+        secret = os.environ.get(SECRET_VARIABLE)
+        return {"secret_key": secret} | given if secret and isinstance(given, dict) else given
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> Settings:
