@@ -30,7 +30,7 @@ def _check_deployment(document: Document, deployment: dict[str, Any], at: Key, b
             yield document.problem((*at, "num_replicas"), "there is one Dispatcher", "remove it")
         if by_backlog and scaling is None:
             yield document.problem(at, "the policy hears nothing of it", f"give it autoscaling_config: {_flow(ONE)}")
-        if isinstance(scaling, dict) and (scaling.get("max_replicas") != 1 or scaling.get("min_replicas") == 0):
+        if isinstance(scaling, dict) and (scaling.get("max_replicas", 1) != 1 or scaling.get("min_replicas") == 0):
             yield document.problem((*at, "autoscaling_config"), "there is one Dispatcher", f"make it {_flow(ONE)}")
     if name not in SCALED or not isinstance(scaling, dict):
         return
