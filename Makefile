@@ -7,7 +7,7 @@ RAY_METRICS_PORT ?=
 PYTEST_ARGS ?=
 PIP_ARGS ?=
 # npm comes with some builds of nodejs, and cannot be installed beside these
-APT_PACKAGES := postgresql slapd prometheus chromium nginx-light $(shell command -v npm >/dev/null || echo nodejs npm)
+APT_PACKAGES := postgresql slapd prometheus chromium nginx-light haproxy $(shell command -v npm >/dev/null || echo nodejs npm)
 NPM_PACKAGES := oidc-provider@9.13.3 axe-core@4.14.1
 
 VENV := .venv
