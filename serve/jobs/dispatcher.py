@@ -292,7 +292,7 @@ class Dispatcher:
     def leave(self, replica_id: str) -> None:
         """A replica is stopped on purpose, and has nothing left to do: what it still holds goes elsewhere."""
         self._fleet.leave(replica_id)
-        self._life.placements.lose(replica_id)
+        self._life.placements.lose(replica_id, planned=True)
         if not self._life.stopped:
             self._served.note()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from serve.jobs.wake import Sleepers
@@ -17,11 +17,15 @@ ROLES = ("text_encoder", "denoiser")
 
 
 class ReplicaGone(Exception):
-    """The replica that held a task died or was replaced; `replica_id` is None when it was a text encoder."""
+    """The replica that held a task died or was replaced; `replica_id` is None when it was a text encoder.
 
-    def __init__(self, replica_id: str | None) -> None:
-        super().__init__(replica_id)
+    `killed` by Ray Serve, such as one that was to be stopped and took too long, it did not die by itself.
+    """
+
+    def __init__(self, replica_id: str | None, killed: bool = False) -> None:
+        super().__init__(replica_id, killed)
         self.replica_id = replica_id
+        self.killed = killed
 
 
 class Backend(Protocol):
@@ -46,10 +50,6 @@ class Replica:
         if self.reserved or self.state.phase is not Phase.READY:
             return 0
         return self.state.slots - len(self.placed)
-
-    @property
-    def stopping(self) -> bool:
-        return self.state.phase is Phase.STOPPING
 
 
 class Fleet:
@@ -84,32 +84,27 @@ class Fleet:
         self.was_ready = self.was_ready or self.whole
         return state.phase is Phase.READY and not ready_before
 
-    def drop(self, replica_id: str) -> set[str]:
-        """Forgets a replica; returns the tasks that it held. One that was to be stopped is no loss."""
+    def drop(self, replica_id: str, *, planned: bool = False) -> set[str]:
+        """Forgets a replica; returns the tasks that it held. One whose end was `planned` is no loss."""
         replica = self._replicas.pop(replica_id, None)
         if replica is None:
             return set()
         if self._sole in replica.placed:
             self._sole = None
         role = replica.state.role
-        if not replica.stopping:
+        if not planned:
             self._lost(role)
         elif not self._role(role):
             self.sleepers.asleep(role)
         return replica.placed
 
     def leave(self, replica_id: str) -> None:
-        """Its last word, which may overtake earlier ones."""
-        self.stop(replica_id)
+        """What it says from now on was said before, and overtaken."""
         self._left.append(replica_id)
 
-    def stop(self, replica_id: str) -> None:
-        """It is given nothing any more, and will be gone."""
-        if (replica := self._replicas.get(replica_id)) is not None:
-            replica.state = replace(replica.state, phase=Phase.STOPPING)
-
     def stopping(self, replica_id: str) -> bool:
-        return replica_id in self._replicas and self._replicas[replica_id].stopping
+        replica = self._replicas.get(replica_id)
+        return replica is not None and replica.state.phase is Phase.STOPPING
 
     def silent(self, now: float) -> list[str]:
         return [id for id, replica in self._replicas.items() if now - replica.beat > self._silence_s]

@@ -103,10 +103,9 @@ class Placements:
             if placement.job is job:
                 placement.job, placement.attempt = heir, heir.attempt
 
-    def lose(self, replica_id: str) -> None:
-        """The replica is gone: all that it held is lost."""
-        planned = self._fleet.stopping(replica_id)
-        for task_id in self._fleet.drop(replica_id):
+    def lose(self, replica_id: str, *, planned: bool = False) -> None:
+        """The replica is gone: all that it held is lost. `planned`: it was stopped on purpose."""
+        for task_id in self._fleet.drop(replica_id, planned=planned):
             placement = self._placed.get(task_id)
             if placement is not None and placement.drive is not asyncio.current_task():
                 placement.lost, placement.planned = True, planned
@@ -125,9 +124,9 @@ class Placements:
             self.lose(task.replica_id)
             self._outcomes.lost(placement)
         except ReplicaGone as gone:
-            placement.planned = gone.replica_id is not None and self._fleet.stopping(gone.replica_id)
             if gone.replica_id is not None:
-                self.lose(gone.replica_id)
+                placement.planned |= gone.killed and self._fleet.stopping(gone.replica_id)
+                self.lose(gone.replica_id, planned=placement.planned)
             self._outcomes.lost(placement)
         except Exception as error:  # whatever it is, it ends this job and no other
             self._outcomes.failed(placement, error)

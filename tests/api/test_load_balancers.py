@@ -16,6 +16,7 @@ from typing import Any
 
 import httpx
 import pytest
+import pytest_asyncio
 from fastapi import FastAPI
 from websockets.asyncio.client import connect
 
@@ -49,7 +50,7 @@ class Node:
         await self.app(scope, receive, send)
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="session")
 async def nodes(service: Any, settings: Any, serving: Serving) -> AsyncIterator[list[tuple[Node, str]]]:
     async with AsyncExitStack() as stack:
         pair = [Node(create_app(service, service.assets, service.prompts, settings)) for _ in range(2)]
@@ -63,9 +64,11 @@ def free_address() -> str:
 
 @asynccontextmanager
 async def in_front(kind: str, tmp_path: Path, *urls: str) -> AsyncIterator[tuple[Balancer, httpx.AsyncClient]]:
-    async with balancer(kind, tmp_path, *urls) as front:
-        async with httpx.AsyncClient(base_url=front.url, timeout=60) as client:
-            yield front, client
+    async with (
+        balancer(kind, tmp_path, *urls) as front,
+        httpx.AsyncClient(base_url=front.url, timeout=60) as client,
+    ):
+        yield front, client
 
 
 @KINDS
@@ -97,9 +100,12 @@ async def test_events_are_not_held_back(kind: str, serving: Serving, tmp_path: P
             await asyncio.wait_for(event.wait(), 10)
         await send({"type": "http.response.body", "body": b""})
 
-    async with serving(app) as url, in_front(kind, tmp_path, url) as (_, client):
-        async with client.stream("GET", "/events") as stream:
-            lines = [line async for line in _acknowledged(stream.aiter_lines(), read)]
+    async with (
+        serving(app) as url,
+        in_front(kind, tmp_path, url) as (_, client),
+        client.stream("GET", "/events") as stream,
+    ):
+        lines = [line async for line in _acknowledged(stream.aiter_lines(), read)]
     assert lines == ["data: 0", "data: 1", "data: 2"]
 
 
@@ -116,7 +122,7 @@ async def test_websockets_pass(kind: str, nodes: list[tuple[Node, str]], tmp_pat
     async with in_front(kind, tmp_path, *(url for _, url in nodes)) as (front, client):
         job = (await client.post("/v1/jobs", json=JOB)).json()
         async with connect(f"{front.url.replace('http', 'ws')}/v1/ws") as socket_:
-            await socket_.send(json.dumps({"type": "subscribe", "job_id": job["id"]}))
+            await socket_.send(json.dumps({"type": "subscribe", "jobs": [job["id"]]}))
             async with asyncio.timeout(30):
                 async for message in socket_:
                     if "succeeded" in str(message):
@@ -159,7 +165,7 @@ async def dying(posts: list[bytes]) -> AsyncIterator[str]:
         writer.close()
 
     async with await asyncio.start_server(handle, "127.0.0.1", 0) as server:
-        yield "127.0.0.1:{}".format(server.sockets[0].getsockname()[1])
+        yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
 
 
 @KINDS

@@ -66,7 +66,7 @@ async def test_what_it_could_not_finish_goes_elsewhere_and_is_no_loss(jobs: Disp
         jobs.heartbeat(denoiser(stopped))
         (held,) = await replicas.held_when(1)
         jobs.heartbeat(denoiser(stopped, Phase.STOPPING))
-        await replicas.fail(held, ReplicaGone(stopped))
+        await replicas.fail(held, ReplicaGone(stopped, killed=True))
     jobs.heartbeat(denoiser("d6"))
     (held,) = await replicas.held_when(1)
     await replicas.finish(held)
@@ -75,10 +75,17 @@ async def test_what_it_could_not_finish_goes_elsewhere_and_is_no_loss(jobs: Disp
     assert await restarts(jobs) == 0
 
 
-async def test_one_that_dies_is_a_loss_still(jobs: Dispatcher, replicas: Replicas) -> None:
-    await submitted(jobs)
-    await replicas.fail((await replicas.settled())[0], ReplicaGone("d1"))
+@pytest.mark.parametrize(
+    ("phase", "killed"), [(Phase.READY, False), (Phase.READY, True), (Phase.STOPPING, False), (Phase.LOST, True)]
+)
+async def test_one_that_dies_is_a_loss_still(phase: Phase, killed: bool, jobs: Dispatcher, replicas: Replicas) -> None:
+    """Withdrawn by Ray Serve, too: it does that with replicas of a node that is gone."""
+    job_id = await submitted(jobs)
+    (held,) = await replicas.settled()
+    jobs.heartbeat(denoiser("d1", phase))
+    await replicas.fail(held, ReplicaGone("d1", killed=killed))
     assert await restarts(jobs) == 1
+    assert (await jobs.get(job_id)).attempt == 2
 
 
 async def test_what_was_said_before_the_last_word_and_arrives_after_it_is_ignored(jobs: Dispatcher) -> None:
