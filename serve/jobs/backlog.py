@@ -47,12 +47,13 @@ class Backlog:
             self._prompt_s += (SMOOTHING if self._prompt_s else 1.0) * (encoded_s / prompts - self._prompt_s)
 
     def measure(self) -> dict[str, Demand]:
-        """By role. Jobs that are being stopped are no work."""
+        """By role. Jobs that are being stopped are no work; prompts count until a first step shows that they do not wait."""
         now = self._clock()
         elapsed_s, self._asked = now - self._asked, now
         encoded_s, self._encoded_s = self._encoded_s, 0.0
         wanted = [job for job in self._jobs() if job.wanted and (job.pending or job.placed)]
-        prompts = sum(2 if job.submission.request.guided else 1 for job in wanted if job.embeddings is None)
+        unencoded = [job for job in wanted if job.embeddings is None or job.started_at is None]
+        prompts = sum(2 if job.submission.request.guided else 1 for job in unencoded)
         return {
             "denoiser": Demand(
                 backlog_s=sum(job.seconds_left() for job in wanted),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from serve.jobs.backlog import Backlog
 from serve.jobs.dispatcher import Dispatcher
 from serve.jobs.fleet import Fleet
-from serve.messages import Generated, StoredImage
+from serve.messages import Generated, StoredImage, TaskStepped
 from tests.unit.replicas import SLOTS, STEP_S, Replicas, beat, dispatcher_over, order, submitted
 
 SOLO_S = 8 * STEP_S
@@ -56,7 +57,9 @@ async def test_prompts_that_are_not_encoded_wait_for_the_text_encoder(jobs: Disp
         await submitted(jobs)
     submission = order()
     await jobs.submit(replace(submission, request=replace(submission.request, guidance=3.0)))
-    await replicas.settled()
+    held = await replicas.settled()
+    assert jobs.demand()["text_encoder"].pieces == SLOTS + 3 + 2
+    jobs.report([TaskStepped(task_id=task_id, step=0, at=time.time()) for task_id in held])
     assert jobs.demand()["text_encoder"].pieces == 3 + 2
 
 
