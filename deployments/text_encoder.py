@@ -32,8 +32,7 @@ class TextEncoder:
 
         placement = Placement.choose(settings)
         state = ReplicaState(replica_id=replica_id(), role="text_encoder", phase=Phase.LOADING, device=str(placement))
-        membership = Membership(settings, state)
-        self._recorder = membership.recorder
+        self._membership = membership = Membership(settings, state)
         self._device = ThreadPoolExecutor(1, "device")
         self._idle = asyncio.Event()
         self._idle.set()
@@ -43,6 +42,10 @@ class TextEncoder:
         self._encode.set_max_batch_size(settings.scheduler.encode_batch)
         identity = await asyncio.to_thread(identity_of, folder, str(placement))
         membership.ready(replace(state, engine=identity), lambda state: state)
+
+    async def __del__(self) -> None:
+        """Called by Ray Serve when it has stopped this replica, and its prompts are encoded."""
+        await self._membership.leave()
 
     async def encode(self, prompt: str) -> Embedding:
         """One prompt's embedding [L, C]. Callers wait here while the device is busy, and so enter the next batch
@@ -57,7 +60,7 @@ class TextEncoder:
     @serve.batch(max_batch_size=8, batch_wait_timeout_s=0.0)  # type: ignore[untyped-decorator]
     async def _encode(self, prompts: list[str]) -> list[Embedding]:
         self._idle.clear()
-        self._recorder.observe("zimage_batch_size", len(prompts), "encode")
+        self._membership.recorder.observe("zimage_batch_size", len(prompts), "encode")
         try:
             return await self._on_device(self._encoder.encode, prompts)
         finally:

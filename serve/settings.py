@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ByteSize, ConfigDict, Field, model_validator
 
@@ -13,6 +14,7 @@ from serve.access_settings import AccessSettings
 from serve.adapter_settings import Adapter, AdapterName
 
 EMBEDDED = "embedded"
+SECRET_VARIABLE = "ZIMAGE_SECRET_KEY"
 EMBEDDED_FOLDER = Path(__file__).parent / "engine" / "tiny"
 
 Pixels = Annotated[int, Field(ge=64, le=4096, multiple_of=16)]
@@ -88,6 +90,13 @@ class LimitSettings(_Section):
     max_n: int = Field(10, ge=1, le=10)
     image_bytes: int = Field(20 << 20, ge=1024, description="of an input picture's file; a mask may have as many")
     image_pixels: int = Field(50_000_000, ge=4096, description="of an input picture, checked before it is decoded")
+
+
+class AutoscalingSettings(_Section):
+    """How fast TextEncoders and Denoisers follow the work, where the config gives them an `autoscaling_config`."""
+
+    drain_s: float = Field(30, gt=0, description="replicas are added until the backlog is worked off within this time")
+    quiet_s: float = Field(300, gt=0, description="replicas that were not wanted for this long are given up")
 
 
 class TimeoutSettings(_Section):
@@ -198,10 +207,18 @@ class Settings(_Section):
     scheduler: SchedulerSettings = SchedulerSettings()
     limits: LimitSettings = LimitSettings()
     timeouts: TimeoutSettings = TimeoutSettings()
+    autoscaling: AutoscalingSettings = AutoscalingSettings()
     assets: AssetSettings = AssetSettings()
     webhooks: WebhookSettings = WebhookSettings()
     access: AccessSettings = AccessSettings()
     tracing: TracingSettings = TracingSettings()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _secret_of_the_environment(cls, given: Any) -> Any:
+        """On a cluster secrets are no part of a file."""
+        secret = os.environ.get(SECRET_VARIABLE)
+        return {"secret_key": secret} | given if secret and isinstance(given, dict) else given
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> Settings:
