@@ -7,6 +7,8 @@ import os
 import shutil
 import socket
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import httpx
@@ -14,7 +16,10 @@ import pytest
 from PIL import Image
 
 from serve.api.app import create_app
+from serve.api.webhooks import open_courier
+from serve.jobs.store import store_of
 from serve.local import open_service
+from serve.settings import Settings
 from tests.api.environments import ROOT, environment, ran
 
 EXAMPLES = ROOT / "examples"
@@ -92,27 +97,42 @@ async def test_a_webhook_is_received_and_verified(settings, tmp_path, serving, r
     python = sys.executable if requirements is None else str(await environment(*requirements) / "python")
     allowing = settings.webhooks.model_copy(update={"allow": ("127.0.0.1",), "allow_http": True})
     changed = settings.model_copy(update={"data": tmp_path, "webhooks": allowing})
+    port = free_port()
     async with open_service(changed) as service:
         app = create_app(service, service.assets, service.prompts, changed)
-        async with serving(app) as base_url, httpx.AsyncClient(base_url=base_url, timeout=60) as http:
-            port = free_port()
+        async with serving(app) as base_url, httpx.AsyncClient(base_url=base_url, timeout=90) as http:
             secret = (await http.get("/v1/webhook-secret")).json()["secret"]
-            receiver = await asyncio.create_subprocess_exec(
-                *(python, "-u", str(EXAMPLES / "webhook_receiver.py"), str(port), secret),
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.DEVNULL,
-            )
-            try:
-                await listening(port)
-                body = {"prompt": "a fox", "num_inference_steps": 1, "webhook_url": f"http://127.0.0.1:{port}/"}
-                job = (await http.post("/v1/jobs", json=body)).json()
-                told = await asyncio.wait_for(receiver.stdout.readline(), 60)
-                forged = await http.post(f"http://127.0.0.1:{port}/", json={"type": "job.succeeded"})
-            finally:
-                receiver.terminate()
-                await receiver.wait()
+            body = {"prompt": "a fox", "num_inference_steps": 1, "webhook_url": f"http://127.0.0.1:{port}/"}
+            job = (await http.post("/v1/jobs", json=body, headers={"Prefer": "wait=60"})).json()
+    receiver = await asyncio.create_subprocess_exec(
+        *(python, "-u", str(EXAMPLES / "webhook_receiver.py"), str(port), secret),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    try:
+        await listening(port)
+        async with delivering(changed), httpx.AsyncClient() as forger:
+            told = await asyncio.wait_for(receiver.stdout.readline(), 60)
+            forged = await forger.post(f"http://127.0.0.1:{port}/", json={"type": "job.succeeded"})
+    finally:
+        receiver.terminate()
+        await receiver.wait()
     assert told.decode().split() == ["job.succeeded", job["id"]]
     assert forged.status_code == 401
+
+
+@asynccontextmanager
+async def delivering(settings: Settings) -> AsyncIterator[None]:
+    """The courier of a cluster's Dispatcher, over the same store."""
+    store = store_of(settings)
+    await store.open()
+    courier = open_courier(settings, store, lambda _: None)
+    courier.open()
+    try:
+        yield
+    finally:
+        await courier.close()
+        await store.close()
 
 
 def free_port() -> int:
