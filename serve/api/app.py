@@ -23,6 +23,7 @@ from serve.api import (
     ops,
     page,
     presets_routes,
+    sign_in,
     webhooks,
     ws,
 )
@@ -95,6 +96,7 @@ def create_app(
         pictures,
         presets_routes,
         me,
+        sign_in,
         admin,
         admin_keys,
         ops,
