@@ -36,7 +36,7 @@ class Attempts:
             )
 
     def failed(self, *who: str) -> None:
-        """One more. Raises as `check` does where it is one too many."""
+        """One more. Raises as `check` does, and does not count it, where the window was used up."""
         self.check(*who)
         window = self._windows.get(who)
         if window is None:

@@ -255,12 +255,12 @@ async def test_a_program_is_told_in_json_and_a_browser_on_the_page(guarded, door
 
 
 async def test_strangers_are_told_how_to_come_in(guarded, stuck, door, issuer):
-    async with guarded(oidc=page_settings(issuer)) as service, door(service.app) as client:
-        both = (await client.get("/auth/methods")).json()["data"]
-    async with guarded() as service, door(service.app) as client:
-        keys = (await client.get("/auth/methods")).json()["data"]
     async with stuck() as service, door(service.app) as client:
         none = (await client.get("/auth/methods")).json()["data"]
+    async with guarded() as service, door(service.app) as client:
+        keys = (await client.get("/auth/methods")).json()["data"]
+    async with guarded(oidc=page_settings(issuer)) as service, door(service.app) as client:
+        both = (await client.get("/auth/methods")).json()["data"]
     assert keys == [{"type": "key"}]
     assert both == [*keys, {"type": "oidc", "label": "the studio", "path": "/auth/oidc/login"}]
     assert none == []
