@@ -25,13 +25,13 @@ class Admission:
     jobs: Memory
     flights: Flights
 
-    def check(self, submission: Submission, was_ready: bool, *, joins: bool = False) -> None:
+    def check(self, submission: Submission, *, joins: bool = False) -> None:
         """Raises NotReady, TooLargeForMemory, QueueFull or DeadlineInfeasible.
 
         A service that was ready once queues through recoveries. One that `joins` work under way is not asked whether
         its deadline could be met by a new one.
         """
-        if not was_ready:
+        if not self.fleet.was_ready:
             phase, _ = self.fleet.starting()
             hint = "try again when /readyz answers 200"
             raise NotReady(f"the service is starting: {phase}", hint=hint, retry_after=5)

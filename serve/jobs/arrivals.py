@@ -25,9 +25,6 @@ from serve.messages import Submission
 class Desk(Protocol):
     """Who works on jobs that were let in."""
 
-    @property
-    def was_ready(self) -> bool: ...
-
     def begin(self, job: Job) -> None:
         """It is placed, or waits, and knows where it stands; nobody has been told of it."""
 
@@ -86,7 +83,7 @@ class Arrivals:
             return answered.id
         key = self.results.key(submission, cache_key)
         joins = key is not None and self.flights.leader(key) is not None
-        self.admission.check(submission, self.desk.was_ready, joins=joins)
+        self.admission.check(submission, joins=joins)
         return await self._take_in(Job(submission, cache_key=cache_key))
 
     async def _take_in(self, job: Job) -> str:

@@ -52,6 +52,7 @@ class Fleet:
         self._replicas: dict[str, Replica] = {}
         self._engine = ""
         self._sole: str | None = None
+        self.was_ready = False
 
     def beat(self, state: ReplicaState, now: float) -> bool:
         """Takes a heartbeat; True when the replica became ready with it."""
@@ -64,6 +65,7 @@ class Fleet:
             known.state, known.beat, known.times = state, now, times
         engines = {r.state.engine for r in self._role("denoiser") if r.state.phase is Phase.READY}
         self._engine = "+".join(sorted(engines)) if engines else self._engine
+        self.was_ready = self.was_ready or self.whole
         return state.phase is Phase.READY and not ready_before
 
     def drop(self, replica_id: str) -> set[str]:
@@ -112,6 +114,11 @@ class Fleet:
 
     def ready(self, role: str) -> int:
         return sum(replica.state.phase is Phase.READY for replica in self._role(role))
+
+    @property
+    def whole(self) -> bool:
+        """Every role is ready: pictures can be drawn."""
+        return self.ready("denoiser") > 0 and self.ready("text_encoder") > 0
 
     @property
     def engine(self) -> str:

@@ -17,12 +17,11 @@ DEPLOYMENTS = {"text_encoder": "TextEncoder", "denoiser": "Denoiser"}
 
 def status_of(fleet: Fleet, jobs: Iterable[Job], uptime_s: float, *, paused: bool = False) -> ServiceStatus:
     denoisers, text_encoders = fleet.ready("denoiser"), fleet.ready("text_encoder")
-    ready = denoisers > 0 and text_encoders > 0
-    phase, fraction = ("paused" if paused else Phase.READY, 1.0) if ready else fleet.starting()
+    phase, fraction = ("paused" if paused else Phase.READY, 1.0) if fleet.whole else fleet.starting()
     active = [job for job in jobs if not job.status.terminal]
     queued = sum(job.status is JobStatus.QUEUED for job in active)
     return ServiceStatus(
-        ready=ready,
+        ready=fleet.whole,
         phase=str(phase),
         fraction=fraction,
         queued=queued,

@@ -48,7 +48,7 @@ class Gallery(Life):
 
     @property
     def keeper(self) -> keeper.Keeper:
-        return self.jobs._keeper
+        return self.jobs._album.keeper
 
 
 def aged(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
