@@ -148,6 +148,14 @@ PRESETS: dict[str, Any] = {
         **_errors(401, 403, 500, 503),
     },
 }
+PRESET_PICTURE: dict[str, Any] = {
+    "summary": "The small picture that stands for a preset or a style",
+    "responses": {
+        200: _images("a small picture"),
+        304: {"description": "unchanged, by `If-None-Match`"},
+        **_errors(401, 403, 404, 500, 503),
+    },
+}
 CONFIG: dict[str, Any] = {
     "summary": "Which versions of the hot files are at work",
     "responses": _errors(401, 403, 500, 503),

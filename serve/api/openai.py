@@ -24,6 +24,7 @@ from serve.api.errors import error_body
 from serve.api.follow import follow, follow_submitted, submitted
 from serve.api.generation import GenerationBody, parse
 from serve.api.idempotency import keyed
+from serve.api.limits_json import limits_json
 from serve.api.order import Order, resolve
 from serve.api.sse import EventStream
 from serve.errors import NotFound, ZImageError
@@ -54,13 +55,13 @@ async def generate(request: Request, door: TheDoor) -> Response:
 @router.get("/models", **MODELS)
 async def list_models(door: TheDoor) -> dict[str, Any]:
     names = checks.model_names(door.settings, door.presets.value.aliases)
-    return {"object": "list", "data": [_model(door, name) for name in names]}
+    return {"object": "list", "data": [_model(door, name) | limits_json(door.settings) for name in names]}
 
 
 @router.get("/models/{model}", **MODEL)
 async def get_model(model: str, door: TheDoor) -> dict[str, Any]:
     checks.model(model, door.settings, door.presets.value.aliases)
-    return _model(door, model)
+    return _model(door, model) | limits_json(door.settings)
 
 
 def _model(door: Door, name: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from serve.access.roles import Right
 RIGHTS: dict[str, Right] = {
     "GET /": Right.OPEN,
     "GET /ui/{name}": Right.OPEN,
+    "GET /ui/{version}/{name}": Right.OPEN,
     "GET /healthz": Right.OPEN,
     "GET /readyz": Right.OPEN,
     "GET /metrics": Right.METRICS,
@@ -30,6 +31,8 @@ RIGHTS: dict[str, Right] = {
     "GET /v1/queue": Right.READ,
     "GET /v1/stats": Right.READ,
     "GET /v1/presets": Right.READ,
+    "GET /v1/presets/{preset}/picture": Right.READ,
+    "GET /v1/styles/{style}/picture": Right.READ,
     "GET /v1/jobs": Right.READ,
     "GET /v1/jobs/{job_id}": Right.READ,
     "GET /v1/jobs/{job_id}/events": Right.READ,

@@ -21,6 +21,7 @@ EVERYBODY = STRANGERS + KNOWN
 ALLOWED = {
     "GET /": EVERYBODY,
     "GET /ui/{name}": EVERYBODY,
+    "GET /ui/{version}/{name}": EVERYBODY,
     "GET /healthz": EVERYBODY,
     "GET /readyz": EVERYBODY,
     "GET /metrics": EVERYBODY,  # on loopback, without a token
@@ -39,6 +40,8 @@ ALLOWED = {
     "GET /v1/queue": KNOWN,
     "GET /v1/stats": KNOWN,
     "GET /v1/presets": KNOWN,
+    "GET /v1/presets/{preset}/picture": KNOWN,
+    "GET /v1/styles/{style}/picture": KNOWN,
     "GET /v1/jobs": KNOWN,
     "GET /v1/jobs/{job_id}": KNOWN,
     "GET /v1/jobs/{job_id}/events": KNOWN,
@@ -132,7 +135,7 @@ async def test_every_route_as_every_caller(guarded, door, refused):
                     foreign = "{job_id}" in route and name not in ("ada", "admin")
                     assert response.status_code not in (401, 500), at
                     assert error != "forbidden", at
-                    absent = "{key_id}" in route or "{asset_id}" in route or "/oidc/" in route
+                    absent = "{key_id}" in route or "{asset_id}" in route or "/oidc/" in route or "/picture" in route
                     assert (response.status_code == 404) is (foreign or absent), at
                 elif name in STRANGERS:
                     assert response.status_code == 401, at

@@ -1,6 +1,6 @@
 // A card for each job.
 import { html, useEffect, useState } from "./preact.js";
-import { BASE, del, local, post } from "./api.js";
+import { del, local, post } from "./api.js";
 import { drop } from "./gallery_data.js";
 import { ended, forget, picturesOf, put } from "./live.js";
 import { key, limits, settingsFrom } from "./make.js";
@@ -9,6 +9,7 @@ import { setForm, update, use } from "./store.js";
 import { EXAMPLES, ordinal, t, useLang } from "./texts.js";
 
 const SHOWN = 24;
+const ICON = new URL("icon.svg", import.meta.url).href;
 
 function useNow(active) {
   const [, again] = useState(0);
@@ -89,7 +90,7 @@ export function Cards() {
   const shown = newest.filter((job, i) => i < SHOWN || !ended(job));
   return html`<section class="feed" aria-label=${t("jobs")}>
     <h2 class="hidden">${t("jobs")}</h2>
-    ${loaded && shown.length === 0 && html`<div class="nothing"><img src=${`${BASE}ui/icon.svg`} alt="" width="56" height="56" />
+    ${loaded && shown.length === 0 && html`<div class="nothing"><img src=${ICON} alt="" width="56" height="56" />
       <h3>${t("nothing")}</h3><p>${t("try_one")}</p><div class="chips">
       ${EXAMPLES[lang].map((prompt) => html`<button type="button" class="chip" key=${prompt} onClick=${() => { setForm({ prompt }); document.querySelector("#prompt").focus(); }}>${prompt}</button>`)}</div></div>`}
     <ul class="cards">${shown.map((job) => html`<${Card} key=${job.id} job=${job} />`)}</ul>

@@ -1,7 +1,7 @@
 // Small things that several places show.
 import { html, useEffect, useRef, useState } from "./preact.js";
 import { dismiss, toast, use } from "./store.js";
-import { has, t } from "./texts.js";
+import { has, t, useLang } from "./texts.js";
 
 export async function copy(text) {
   try {
@@ -35,15 +35,17 @@ export function Marked({ text, fragment }) {
   return html`<p class="marked">${part(0, fragment.start)}<mark>${part(fragment.start, fragment.end)}</mark>${part(fragment.end)}</p>`;
 }
 
-// What is wrong, where, what to do, and the id to ask the operator about.
+const FIELDS = { negative_prompt: "negative", n: "count", num_inference_steps: "steps", guidance_scale: "guidance", output_format: "format", style_preset: "style" };
+
+// What is wrong, where, what to do, and the id to ask the operator about. The server speaks English: its own words are the detail.
 export function ErrorBox({ error, prompt, job }) {
-  const title = has(`e_${error.code}`) ? t(`e_${error.code}`) : null;
-  const id = error.request_id ?? job;
+  const lang = useLang(), id = error.request_id ?? job, field = FIELDS[error.param] ?? error.param;
+  const title = has(`e_${error.code}`) && t(`e_${error.code}`) + (field && has(field) ? t("about", t(field)) : "");
   return html`<div class="error" role="alert">
     ${title && html`<strong>${title}</strong>`}
-    ${error.code !== "offline" && html`<p>${error.message}</p>`}
+    ${error.message && error.code !== "offline" && html`<p lang="en" class=${lang === "en" ? "" : "hint"}>${error.message}</p>`}
     ${error.fragment && prompt && html`<${Marked} text=${prompt} fragment=${error.fragment} />`}
-    ${error.hint && html`<p class="hint">${error.hint}</p>`}
+    ${error.hint && html`<p class="hint" lang="en">${error.hint}</p>`}
     ${error.retry_after && html`<p class="hint">${t("e_in", error.retry_after)}</p>`}
     ${id && html`<button type="button" class="link" onClick=${() => copy(id)} title=${t("copy")}>${t(error.request_id ? "request_id" : "job_id", id)}</button>`}
   </div>`;
