@@ -67,6 +67,28 @@ async def test_every_choice_of_the_form_reaches_the_job(page, base_url):
     await expect(page.locator(".card").first.locator(".cell img:not(.preview)")).to_have_count(2)
 
 
+async def test_presets_and_styles_are_chosen_by_their_pictures(page):
+    presets, styles = page.get_by_role("group", name="Preset"), page.get_by_role("group", name="Style")
+    await expect(presets.locator("img")).to_have_count(4)
+    await expect(styles.locator("img")).to_have_count(3)
+    loaded = "images => Promise.all(images.map((one) => one.decode().then(() => one.naturalWidth)))"
+    for group in (presets, styles):
+        assert set(await group.locator("img").evaluate_all(loaded)) == {96}
+    await presets.get_by_role("button", name="App icon").click()
+    await expect(presets.get_by_role("button", name="App icon")).to_have_attribute("aria-pressed", "true")
+
+
+async def test_limits_are_the_services_own_until_a_preset_has_narrower_ones(page):
+    await expect(page.get_by_label("Width")).to_have_attribute("max", "256")
+    await page.get_by_role("button", name="Draft").click()
+    await expect(page.get_by_label("Width")).to_have_attribute("max", "128")
+    await page.get_by_role("button", name="Wallpaper").click()
+    await expect(page.get_by_label("Pictures").locator("option")).to_have_count(4)
+    await page.get_by_role("group", name="Size").get_by_text("16:9").click()
+    await expect(page.get_by_label("Width")).to_have_value("176")
+    await expect(page.get_by_label("Height")).to_have_value("96")
+
+
 async def test_a_wrong_word_is_shown_where_it_stands(service, settings, tmp_path, serving, visit):
     file = tmp_path / "presets.yaml"
     file.write_text(PRESETS)

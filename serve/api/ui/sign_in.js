@@ -1,5 +1,5 @@
 // For those who are not known yet: a key, a password, or the provider's own page.
-import { html, useEffect, useState } from "./preact.js";
+import { html, useEffect, useRef, useState } from "./preact.js";
 import { BASE, call, get } from "./api.js";
 import { start } from "./live.js";
 import { Dialog, ErrorBox } from "./parts.js";
@@ -31,8 +31,9 @@ function Credentials({ fields, hint, header }) {
 
 export function SignIn() {
   useLang();
-  const error = use((s) => s.signInError), [methods, setMethods] = useState(null);
+  const error = use((s) => s.signInError), [methods, setMethods] = useState(null), place = useRef();
   useEffect(() => { get("/auth/methods").then(({ data }) => setMethods(data), () => setMethods([{ type: "key" }])); }, []);
+  useEffect(() => { if (methods) place.current.querySelector("a, input")?.focus(); }, [methods]);
   const provider = methods?.find((one) => one.type === "oidc"), others = (methods ?? []).filter((one) => one !== provider);
   const forms = {
     key: html`<${Credentials} fields=${[["key", t("key"), "password", "current-password"]]} hint=${t("sign_in_hint")} header=${({ key }) => `Bearer ${key.trim()}`} />`,
@@ -40,7 +41,7 @@ export function SignIn() {
       header=${({ user, password }) => `Basic ${base64(`${user}:${password}`)}`} />`,
   };
   const first = provider ? null : others.find((one) => one.type === "password") ?? others[0];
-  return html`<${Dialog} title=${t("sign_in")}><div class="sign-in">
+  return html`<${Dialog} title=${t("sign_in")}><div class="sign-in" ref=${place}>
     ${error && html`<${ErrorBox} error=${error} />`}
     ${provider && html`<a class="button primary" href=${BASE + provider.path.slice(1)}>${t("sign_in_with", provider.label)}</a>`}
     ${first && forms[first.type]}
