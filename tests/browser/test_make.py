@@ -39,7 +39,7 @@ async def test_previews_and_steps_are_seen_before_the_picture(page):
 
 async def test_every_choice_of_the_form_reaches_the_job(page, base_url):
     await page.get_by_role("button", name="Wallpaper").click()
-    await page.get_by_role("button", name="In the snow").click()
+    await page.get_by_role("button", name="In the snow", exact=True).click()
     await page.get_by_label("Width").fill("128")
     await page.get_by_label("Height").fill("64")
     await page.get_by_label("Seed", exact=True).fill("7")
