@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from typing import Literal
+from typing import Any, Literal
 
 from serve.errors import ZImageError
 from serve.quota import Amount, Quota
@@ -20,7 +20,9 @@ CacheUse = Literal["hit", "miss", "join"]
 class ImageRequest:
     """What is drawn, fully resolved: the same request gives the same pictures.
 
-    Image `i` of `n` is drawn with `seed + i`, so that any of them can be made again alone.
+    Image `i` of `n` is drawn with `seed + i`, so that any of them can be made again alone. It begins with noise, or
+    with an input picture of this very size (`serve/inputs.py`) and as much noise as its `strength` says; where there is
+    a `mask`, only its white parts are drawn. Both are names of inputs in the asset store.
     """
 
     model: str
@@ -35,6 +37,26 @@ class ImageRequest:
     output_format: ImageFormat = "png"
     output_compression: int | None = None
     deterministic: bool = False
+    image: str | None = None
+    mask: str | None = None
+    strength: float | None = None
+
+    @property
+    def steps_taken(self) -> int:
+        """Of the schedule's `steps`, as diffusers counts: those for more noise than a picture gets are left out."""
+        if self.strength is None:
+            return self.steps
+        return self.steps - int(max(self.steps - min(self.steps * self.strength, self.steps), 0))
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of all input pictures that it needs."""
+        return tuple(name for name in (self.image, self.mask) if name is not None)
+
+    def said(self) -> dict[str, Any]:
+        """All fields, without those that came later where they say nothing: hashes from before them stay good."""
+        later = {"image", "mask", "strength"}
+        return {name: value for name, value in asdict(self).items() if name not in later or value is not None}
 
     @property
     def guided(self) -> bool:
@@ -49,7 +71,7 @@ class ImageRequest:
     def amount(self) -> Amount:
         """What it takes from a quota."""
         rows = self.n * (2 if self.guided else 1)
-        return Amount(images=self.n, pixel_steps=self.width * self.height * self.steps * rows)
+        return Amount(images=self.n, pixel_steps=self.width * self.height * self.steps_taken * rows)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -496,11 +518,15 @@ class JobView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobQuery:
-    """Newest first, strictly older than job `before`; `text` is looked for in prompts, without case."""
+    """Newest first, strictly older than job `before`; `text` is looked for in prompts, without case.
+
+    With `input` only those that keep the input picture of this name.
+    """
 
     user: str | None = None
     statuses: frozenset[JobStatus] = frozenset()
     text: str = ""
+    input: str | None = None
     before: str | None = None
     limit: int = 20
 

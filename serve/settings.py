@@ -85,6 +85,8 @@ class LimitSettings(_Section):
     prompt_tokens: int = Field(512, ge=32, le=512, description="the model's own limit, chat template included")
     max_steps: int = Field(50, ge=1, le=50)
     max_n: int = Field(10, ge=1, le=10)
+    image_bytes: int = Field(20 << 20, ge=1024, description="of an input picture's file; a mask may have as many")
+    image_pixels: int = Field(50_000_000, ge=4096, description="of an input picture, checked before it is decoded")
 
 
 class TimeoutSettings(_Section):

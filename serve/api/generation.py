@@ -16,6 +16,9 @@ DAY_MS = 86_400_000
 Quality = Literal["low", "medium", "high", "xhigh", "max"]
 
 
+PICTURES = ("image", "mask")  # fields that may hold files
+
+
 class Body(BaseModel):
     """A field's description is also the hint of its error."""
 
@@ -32,6 +35,15 @@ class ImageBody(Body):
 
     prompt: str = Field(description="what the picture shows: a non-blank string")
     model: str | None = Field(None, description="a model of GET /v1/models; left out: the served one")
+    image: str | None = Field(
+        None, description="a picture to begin with: a data URL, base64, or asset:ID of one of your pictures"
+    )
+    mask: str | None = Field(
+        None, description="what of image is drawn anew, given alike: transparent, else white; as large as image"
+    )
+    strength: Annotated[float, Field(ge=0.01, le=1, allow_inf_nan=False)] | None = Field(
+        None, description="how much of image is left to the prompt, 0.01 to 1; left out: 0.6, with a mask 1"
+    )
     n: Annotated[int, Field(ge=1, le=10)] | None = Field(
         None, description="number of pictures, 1 to 10; picture i is drawn with seed + i"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 from starlette.datastructures import Headers
@@ -40,7 +40,7 @@ def keyed(submission: Submission, headers: Headers, seed: int | None) -> Submiss
 
 def _asked(submission: Submission) -> dict[str, Any]:
     """A preset by its name: what it resolves to may have changed before the same body is sent again."""
-    request, use = asdict(submission.request), submission.preset
+    request, use = submission.request.said(), submission.preset
     if use is None:
         return request
     filled_up = [part for field, parts in _PARTS.items() if field not in use.explicit for part in parts]

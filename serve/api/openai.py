@@ -22,12 +22,14 @@ from serve.api.disconnect import detach, unless_gone
 from serve.api.docs import GENERATION, MODEL, MODELS
 from serve.api.errors import error_body
 from serve.api.follow import follow, follow_submitted, submitted
-from serve.api.generation import GenerationBody, parse
+from serve.api.generation import PICTURES, GenerationBody, parse
 from serve.api.idempotency import keyed
+from serve.api.input_images import Given, kept, opened
 from serve.api.limits_json import limits_json
-from serve.api.order import Order, resolve
+from serve.api.order import MASKED_STRENGTH, STRENGTH, Order, resolve
 from serve.api.sse import EventStream
 from serve.errors import NotFound, ZImageError
+from serve.inputs import FORMATS
 from serve.messages import CacheUse, Event, Preview, StoredImage, Succeeded
 
 router = APIRouter(prefix="/v1", tags=["OpenAI"])
@@ -37,8 +39,14 @@ _log = structlog.get_logger(__name__)
 
 @router.post("/images/generations", **GENERATION)
 async def generate(request: Request, door: TheDoor) -> Response:
-    body, unknown = parse(GenerationBody, await read_object(request, door.settings.limits))
-    order = resolve(door, body, unknown, preferred_image(request.headers.get("accept", "")))
+    body, unknown = parse(GenerationBody, await read_object(request, door.settings.limits, PICTURES))
+    async with opened(door, Given.of(body)) as source:
+        order = resolve(door, body, unknown, preferred_image(request.headers.get("accept", "")), source)
+        order = replace(order, submission=await kept(door, order.submission, source))
+    return await answer(request, door, order)
+
+
+async def answer(request: Request, door: Door, order: Order) -> Response:
     order = replace(order, submission=keyed(order.submission, request.headers, order.seed))
     await door.assets.check_room()
     _log.info(
@@ -67,7 +75,20 @@ async def get_model(model: str, door: TheDoor) -> dict[str, Any]:
 def _model(door: Door, name: str) -> dict[str, Any]:
     """An alias names the model it stands for as its `root`."""
     root = door.settings.served_model_name
-    return {"id": name, "object": "model", "created": door.opened_at, "owned_by": "zimage-serve", "root": root}
+    about = {"id": name, "object": "model", "created": door.opened_at, "owned_by": "zimage-serve", "root": root}
+    return about | {"input_modalities": ["text", "image"], "output_modalities": ["image"], "image_input": _takes(door)}
+
+
+def _takes(door: Door) -> dict[str, Any]:
+    limits = door.settings.limits
+    return {
+        "formats": [format.lower() for format in FORMATS],
+        "max_bytes": limits.image_bytes,
+        "max_pixels": limits.image_pixels,
+        "max_images": 1,
+        "mask": True,
+        "strength": {"minimum": 0.01, "maximum": 1, "default": STRENGTH, "default_with_mask": MASKED_STRENGTH},
+    }
 
 
 async def _submitted(door: Door, order: Order) -> Order:

@@ -46,6 +46,8 @@ RIGHTS: dict[str, Right] = {
     "GET /v1/assets/{asset_id}/thumbnail": Right.LINK,
     "GET /v1/assets/{asset_id}/metadata": Right.READ,
     "POST /v1/images/generations": Right.DRAW,
+    "POST /v1/images/edits": Right.DRAW,
+    "GET /v1/inputs/{input_id}": Right.READ,
     "POST /v1/jobs": Right.DRAW,
     "POST /v1/jobs/{job_id}/rerun": Right.DRAW,
     "POST /v1/jobs/{job_id}/cancel": Right.CHANGE,

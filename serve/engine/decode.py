@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from serve.engine.graphs import Graphs, run_stages
-
-Pixels = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
+from serve.engine.pixels import Pixels
+from serve.engine.reference import Encoder
 
 GRAPHED_UP_TO = 16 * 128 * 128  # numbers in the latents, one 1024² picture; above it launching costs nothing
 FIT_IMAGES, FIT_SIDE_PX, FIT_CONTRAST, FIT_SEED = 4, 128, 3.0, 20260101
@@ -26,6 +25,7 @@ class Decoder:
         self, vae: Any, decoder: Callable[[Tensor], Tensor] | None = None, graphs: Graphs | None = None
     ) -> None:
         self._vae, self._graphs = vae, graphs
+        self.encoder = Encoder(vae)
         self._decoder = decoder or (lambda latents: vae.decode(latents, return_dict=False)[0])
         self._scale, self._shift = vae.config.scaling_factor, vae.config.shift_factor
         self._preview = self._fit_preview()

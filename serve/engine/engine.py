@@ -17,6 +17,7 @@ from serve.engine.decode import Decoder
 from serve.engine.flight import Drawn, Flight, Generation, OnStep, Outcome
 from serve.engine.forward import Transformer, velocities
 from serve.engine.memory import Memory
+from serve.engine.reference import begin
 from serve.engine.schedule import Entry, Policy, Shape
 from serve.engine.turns import Turn, Turns
 from serve.engine.zimage import pad_length
@@ -76,6 +77,7 @@ class Engine:
     _inbox: queue.SimpleQueue[_Command] = field(default_factory=queue.SimpleQueue)
     _flights: dict[str, Flight] = field(default_factory=dict)
     _landing: list[list[Flight]] = field(default_factory=list)
+    _ashore: list[_Admit] = field(default_factory=list)
     _thread: threading.Thread | None = None
     _stopping: bool = False
     _beat: float = 0.0
@@ -131,6 +133,7 @@ class Engine:
 
     def _run(self) -> None:
         while True:
+            self._call_aboard()
             self._receive()
             if self._stopping:
                 return
@@ -143,7 +146,7 @@ class Engine:
 
     def _receive(self) -> None:
         """Everything that has arrived; sleeps only when there is nothing to step."""
-        while not self._flights or not self._inbox.empty():
+        while not (self._flights or self._ashore) or not self._inbox.empty():
             command = self._inbox.get()
             self._beat = self.clock()
             if isinstance(command, _Stop):
@@ -151,34 +154,58 @@ class Engine:
                 return
             if isinstance(command, _Cancel):
                 self._flights.pop(command.id, None)
+                self._ashore = [waiting for waiting in self._ashore if waiting.generation.id != command.id]
             else:
                 self._admit(command)
+
+    def _call_aboard(self) -> None:
+        """Whose input picture had to wait for the memory of a paused step."""
+        if self._ashore and not self._flights and self._paused is not None:
+            self._leave(self._paused)  # all its members have left
+        waiting, self._ashore = self._ashore, []
+        for command in waiting:
+            self._admit(command)
 
     def _admit(self, command: _Admit) -> None:
         if self.lost:
             command.outcome.error(DeviceLost("the device of this replica is lost"))
             return
+        g = command.generation
+        encoding = 0 if g.reference is None else self.memory.encode_bytes(g.width * g.height)
+        if encoding and not self.memory.reserve(encoding):
+            self._ashore.append(command)
+            return
         try:
-            self._flights[command.generation.id] = self._board(command)
+            self._flights[g.id] = self._board(command)
         except Exception as error:  # whatever it is, it belongs to this one request
-            command.outcome.error(self._explain(command.generation, error))
+            command.outcome.error(self._explain(g, error))
+        self.memory.release(encoding)
 
     def _board(self, command: _Admit) -> Flight:
         g = command.generation
         embeddings = [g.embedding] if g.negative is None else [g.embedding, g.negative]
         shape = Shape(g.height, g.width, tuple(pad_length(len(embedding)) for embedding in embeddings))
         self.memory.check(shape)
+        if g.reference is not None:
+            self.memory.check_input(g.width, g.height)
         captions = [self.transformer.caption(embedding) for embedding in embeddings]
         schedule = self.transformer.schedule(g.steps, (g.height // 16) * (g.width // 16))
-        entry = Entry(g.id, shape, g.steps, self.clock(), g.deadline, g.alone)
-        latents = self.transformer.noise(g.seed, g.height, g.width)
-        return Flight(g, entry, captions, schedule, latents, command.outcome, command.on_step)
+        entry = Entry(g.id, shape, g.steps_taken, self.clock(), g.deadline, g.alone)
+        begun = begin(
+            g.reference,
+            lambda: self.transformer.noise(g.seed, g.height, g.width),
+            lambda reference: self.decoder.encoder.begin(reference, g.seed, schedule.sigmas[g.skipped]),
+            self.memory.free,
+        )
+        return Flight(
+            g, entry, captions, schedule, begun.latents, command.outcome, command.on_step, g.skipped, begun.kept
+        )
 
     def _drop_expired(self) -> None:
         now = self.clock()
         for flight in list(self._flights.values()):
             if flight.generation.hard_deadline and now > flight.generation.deadline:
-                done = f"{flight.step} of {flight.generation.steps} steps were done"
+                done = f"{flight.taken} of {flight.generation.steps_taken} steps were done"
                 self._fail(flight, DeadlineExceeded(f"the deadline passed when {done}"))
 
     # --- steps
@@ -264,9 +291,9 @@ class Engine:
     def _move(self, flight: Flight, velocity: Tensor, step: _Step) -> None:
         expected = flight.move(velocity, step.seconds, len(step.flights))
         preview = None
-        if not flight.arrived and flight.step in flight.generation.preview_steps:
+        if not flight.arrived and flight.taken in flight.generation.preview_steps:
             preview = self.decoder.preview(flight.picture(expected))
-        flight.on_step(flight.step, preview)
+        flight.on_step(flight.taken, preview)
 
     def _land(self) -> None:
         """Decodes what has taken its last step, at once if the memory for it is not held by a paused step."""
@@ -361,3 +388,6 @@ class Engine:
         log.error("the device is lost", exc_info=error)
         for flight in list(self._flights.values()):
             self._fail(flight, DeviceLost("the device of this replica is lost"))
+        for command in self._ashore:
+            command.outcome.error(DeviceLost("the device of this replica is lost"))
+        self._ashore = []

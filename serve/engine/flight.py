@@ -10,7 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
-from serve.engine.decode import Pixels
+from serve.engine.pixels import Pixels
+from serve.engine.reference import Kept, Reference
 from serve.engine.schedule import Entry
 from serve.engine.zimage import Caption, Row, Schedule, unpatchify
 from serve.messages import Span
@@ -22,6 +23,7 @@ OnStep = Callable[[int, Pixels | None], None]
 class Generation:
     """One picture to draw. `deadline` is in seconds of the engine's clock; embeddings are [L, C].
 
+    With a `reference` the first `skipped` of its steps are left out. `preview_steps` counts those that are taken.
     `origin` is what log lines about it say.
     """
 
@@ -38,6 +40,12 @@ class Generation:
     alone: bool
     preview_steps: frozenset[int]
     origin: Mapping[str, str] = field(default_factory=dict)
+    reference: Reference | None = None
+    skipped: int = 0
+
+    @property
+    def steps_taken(self) -> int:
+        return self.steps - self.skipped
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +85,7 @@ class Outcome:
 
 @dataclass(slots=True)
 class Flight:
-    """`latents` [N, 4 * C] are those before step `step`; `retried` is the step that was tried again, alone."""
+    """`latents` [N, 4 * C] are those before step `step` of the schedule; `retried` is the one tried again, alone."""
 
     generation: Generation
     entry: Entry
@@ -86,7 +94,8 @@ class Flight:
     latents: Tensor
     outcome: Outcome
     on_step: OnStep
-    step: int = 0
+    step: int
+    kept: Kept | None = None
     retried: int = -1
     started_at: float = 0.0
     denoised_at: float = 0.0
@@ -97,6 +106,11 @@ class Flight:
     def arrived(self) -> bool:
         return self.step == self.generation.steps
 
+    @property
+    def taken(self) -> int:
+        """Steps that it has taken itself."""
+        return self.step - self.generation.skipped
+
     def rows(self) -> list[Row]:
         g = self.generation
         return [Row(self.latents, caption, self.schedule, self.step, g.height, g.width) for caption in self.captions]
@@ -104,12 +118,14 @@ class Flight:
     def move(self, velocity: Tensor, seconds: float, members: int) -> Tensor:
         """Takes the step along `velocity` [N, 4 * C], one of so many; returns what it lets expect of the picture."""
         sigma, following = self.schedule.sigmas[self.step], self.schedule.sigmas[self.step + 1]
-        self.latents = self.latents + (following - sigma) * velocity
+        moved = self.latents + (following - sigma) * velocity
+        expected = moved - following * velocity
+        self.latents = moved if self.kept is None else self.kept.blend(moved, following)
         self.step += 1
         self.denoise_s += seconds
-        self.executions += 1 / (members * self.generation.steps)
+        self.executions += 1 / (members * self.generation.steps_taken)
         self.entry.steps_left -= 1
-        return self.latents - following * velocity
+        return expected if self.kept is None else self.kept.blend(expected, 0.0)
 
     def picture(self, tokens: Tensor) -> Tensor:
         """[N, 4 * C] -> latents [C, h, w]."""

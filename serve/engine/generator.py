@@ -12,12 +12,15 @@ from typing import Any
 from serve.assets.metadata import describe, parameters
 from serve.assets.store import AssetStore
 from serve.engine import codec
-from serve.engine.decode import Pixels
 from serve.engine.engine import Engine
 from serve.engine.flight import Generation
+from serve.engine.pixels import Pixels
+from serve.engine.reference import Reference
 from serve.engine.text import Embedding
+from serve.errors import AssetCorrupted
+from serve.inputs import unpacked
 from serve.logs import origin
-from serve.messages import Generated, Span, Stage, StoredImage, Task, TaskPreview, TaskReport, TaskStepped
+from serve.messages import Generated, ImageRequest, Span, Stage, StoredImage, Task, TaskPreview, TaskReport, TaskStepped
 from serve.settings import Settings
 
 Report = Callable[[TaskReport], None]
@@ -40,7 +43,8 @@ class Generator:
             if preview is not None:
                 loop.call_soon_threadsafe(previews.begin, preview)
 
-        drawn = await self.engine.draw(self._generation(task, embedding, negative), on_step)
+        generation = self._generation(task, embedding, negative, await self._reference(task.request))
+        drawn = await self.engine.draw(generation, on_step)
         await previews.finish()
         began, filing = time.perf_counter(), time.time()
         image = await self._store(task, drawn.pixels)
@@ -64,7 +68,22 @@ class Generator:
             spans=spans,
         )
 
-    def _generation(self, task: Task, embedding: Embedding, negative: Embedding | None) -> Generation:
+    async def _reference(self, request: ImageRequest) -> Reference | None:
+        """The input pictures of a request that begins with some. Raises AssetCorrupted."""
+        if request.image is None:
+            return None
+        pixels = await self._input(request.image)
+        return Reference(request.image, pixels, None if request.mask is None else await self._input(request.mask))
+
+    async def _input(self, name: str) -> Pixels:
+        data = await self.assets.read_input(name)
+        if data is None:
+            raise AssetCorrupted(f"the input picture {name[:16]} is gone", hint="send the picture again")
+        return await asyncio.get_running_loop().run_in_executor(self.files, unpacked, name, data)
+
+    def _generation(
+        self, task: Task, embedding: Embedding, negative: Embedding | None, reference: Reference | None
+    ) -> Generation:
         request = task.request
         return Generation(
             id=task.id,
@@ -78,8 +97,10 @@ class Generator:
             deadline=self.engine.clock() + task.deadline_in,
             hard_deadline=task.hard_deadline,
             alone=request.deterministic,
-            preview_steps=preview_steps(request.steps, task.previews),
+            preview_steps=preview_steps(request.steps_taken, task.previews),
             origin=origin(task),
+            reference=reference,
+            skipped=request.steps - request.steps_taken,
         )
 
     async def _store(self, task: Task, pixels: Pixels) -> StoredImage:

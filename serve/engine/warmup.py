@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 
+import numpy as np
 import torch
 
 from serve.engine.decode import Decoder
@@ -78,6 +79,8 @@ def _measure(
             return False
         decode = min(_seconds(transformer, lambda: decoder.decode([latents])) for _ in range(ROUNDS))
         times.observe_decode(width * height, decode)
+        blank = np.zeros((height, width, 3), np.uint8)
+        memory.measure_encode(width * height, lambda: decoder.encoder.encode(blank))
     return True
 
 

@@ -21,10 +21,11 @@ def solo_seconds(submission: Submission, times: StepTimes) -> float:
     """GPU-seconds of all its images, alone on one device; 0 when nothing was measured yet."""
     request = submission.request
     return request.n * times.image_seconds(
-        steps=request.steps,
+        steps=request.steps_taken,
         tokens=sequence_tokens(request.image_tokens, submission.prompt_tokens),
         rows=2 if request.guided else 1,
         pixels=request.width * request.height,
+        encoded=request.image is not None,
     )
 
 

@@ -159,7 +159,7 @@ class Lifecycle:
         self.started(job, answer.started_at)
         job.finished[image] = answer
         job.placed.discard(image)
-        job.step(image, request.steps)
+        job.step(image, request.steps_taken)
         self.finish(job)
 
     def lost(self, placement: Placement) -> None:

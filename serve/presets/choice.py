@@ -81,6 +81,10 @@ class Choice:
         asked = None if asked == "auto" else asked
         return self._decide("size", asked, self.preset.size if self.preset else None)
 
+    @property
+    def locks_size(self) -> bool:
+        return self._locks("size")
+
     def guidance(self, asked: float | None) -> float:
         return self._decide("guidance_scale", asked, self.preset.guidance_scale if self.preset else None) or 0.0
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from serve.engine.decode import Decoder, Pixels
+from serve.engine.decode import Decoder
 from serve.engine.memory import Vram
+from serve.engine.pixels import Pixels
 from serve.engine.zimage import Row, ZImageTransformer
 
 WEIGHTS = 1_000

@@ -6,8 +6,9 @@ import { Cards } from "./cards.js";
 import { Details } from "./details.js";
 import { Gallery } from "./gallery.js";
 import { start, stop } from "./live.js";
-import { Make, bring } from "./make.js";
+import { Make } from "./make.js";
 import { IconButton, Toasts, failed } from "./parts.js";
+import { Brought, bring } from "./reference.js";
 import { SignIn } from "./sign_in.js";
 import { TABS, remember, state, toast, update, use } from "./store.js";
 import { few, has, t, useLang } from "./texts.js";
@@ -83,7 +84,7 @@ function App() {
       ${here === "keep" && html`<${Gallery} />`}
       ${here === "admin" && html`<${Admin} />`}
     </main>
-    <${Status} /><${Details} /><${Toasts} />
+    <${Status} /><${Details} /><${Brought} /><${Toasts} />
     ${login && html`<${SignIn} />`}
     ${over && html`<div class="drop">${t("drop")}</div>`}`;
 }

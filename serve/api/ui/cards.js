@@ -3,7 +3,7 @@ import { html, useEffect, useState } from "./preact.js";
 import { del, local, post } from "./api.js";
 import { drop } from "./gallery_data.js";
 import { ended, forget, picturesOf, put } from "./live.js";
-import { key, limits, settingsFrom } from "./make.js";
+import { key, limits, useSettings } from "./make.js";
 import { Confirm, ErrorBox, Icon, IconButton, failed } from "./parts.js";
 import { setForm, update, use } from "./store.js";
 import { EXAMPLES, ordinal, t, useLang } from "./texts.js";
@@ -75,7 +75,7 @@ function Card({ job }) {
         ${["failed", "expired", "canceled"].includes(job.status) && html`<button type="button" onClick=${() => post(`/v1/jobs/${job.id}/rerun`, {}, { "Idempotency-Key": key() }).then(put).catch(failed)}><${Icon} name="again" /> ${t("retry")}</button>`}
         ${pictures.length === 1 && html`<a class="icon-button" href=${pictures[0].url} download=${`${pictures[0].asset_id}.${pictures[0].format}`} title=${t("download")} aria-label=${t("download")}><${Icon} name="down" /></a>`}
         ${job.status === "succeeded" && html`<${IconButton} name="vary" label=${t("variations")} onClick=${() => vary(job.id)} />`}
-        <${IconButton} name="use" label=${t("use")} onClick=${() => { setForm(settingsFrom(job.request, job.preset)); document.querySelector("#prompt")?.focus(); }} />
+        <${IconButton} name="use" label=${t("use")} onClick=${() => { useSettings(job.request, job.preset); document.querySelector("#prompt")?.focus(); }} />
         ${ended(job) && may.includes("change") && html`<${IconButton} name="bin" label=${t("remove")} onClick=${() => setSure(true)} />`}
       </div>
     </div>

@@ -1,10 +1,10 @@
 // The form.
 import { html, useRef, useState } from "./preact.js";
 import { ApiError, BASE, post } from "./api.js";
-import { settingsOf } from "./embedded.js";
 import { put, refreshQuota } from "./live.js";
 import { ErrorBox, IconButton, failed } from "./parts.js";
-import { EMPTY, setForm, state, toast, update, use } from "./store.js";
+import { Reference, bring, referenceOf } from "./reference.js";
+import { EMPTY, setForm, state, update, use } from "./store.js";
 import { t, titled, useLang } from "./texts.js";
 
 const ASPECTS = [["1:1", 1, 1], ["4:3", 4, 3], ["3:4", 3, 4], ["3:2", 3, 2], ["2:3", 2, 3], ["16:9", 16, 9], ["9:16", 9, 16]];
@@ -34,6 +34,7 @@ function body() {
   }
   if (form.negative_prompt.trim()) sent.negative_prompt = form.negative_prompt;
   if (form.locked) sent.seed = form.seed;
+  if (state.reference) Object.assign(sent, { image: state.reference.source, strength: state.reference.strength });
   if (state.me?.interactive) sent.priority = "interactive";
   return sent;
 }
@@ -71,21 +72,15 @@ function showFragment(fragment, prompt) {
   field.setSelectionRange(units(fragment.start), units(fragment.end));
 }
 
-export async function bring(file) {
-  const found = await settingsOf(file).catch(() => null);
-  if (!found) return toast(t("no_settings"));
-  setForm({ ...EMPTY, output_format: state.form.output_format, ...found });
-  update({ tab: "make" });
-  toast(t("loaded"));
-}
-
-export function settingsFrom(request, preset) {
-  return {
+// As the job was asked for, with the picture that it began with.
+export function useSettings(request, preset) {
+  update({ reference: referenceOf(request), details: null, tab: "make" });
+  setForm({
     ...EMPTY, prompt: preset?.prompt ?? request.prompt, negative_prompt: preset ? "" : request.negative_prompt ?? "",
     preset: preset?.name ?? null, style_preset: preset?.style_preset ?? null, size: request.size,
     num_inference_steps: request.num_inference_steps, guidance_scale: request.guidance_scale, seed: request.seed, locked: true,
     n: request.n ?? 1, output_format: request.output_format,
-  };
+  });
 }
 
 // The latest picture that was drawn with each preset and style: for those that have none of their own.
@@ -167,6 +162,7 @@ export function Make() {
       onInput=${(event) => { setForm({ [id === "prompt" ? "prompt" : "negative_prompt"]: event.target.value }); if (state.formError) update({ formError: null }); }}></textarea></label>`;
   return html`<form class="make" onSubmit=${submit} noValidate>
     ${text("prompt", t("prompt"), t("prompt_hint"), 3)}
+    <${Reference} />
     ${problem && html`<${ErrorBox} error=${problem.error} prompt=${problem.prompt} />`}
     <div class="row submit">
       <button class="primary" disabled=${!form.prompt.trim() || (me && !me.rights.includes("draw"))}>${busy ? t("drawing") : t("draw")} <kbd>Ctrl ⏎</kbd></button>

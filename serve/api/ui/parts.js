@@ -22,6 +22,7 @@ const PATHS = {
   lock: "M6 11h12v9H6z M9 11V7a3 3 0 0 1 6 0v4", unlock: "M6 11h12v9H6z M9 11V7a3 3 0 0 1 5.8-1",
   x: "M6 6l12 12 M18 6L6 18", down: "M12 4v11 M7 11l5 5 5-5 M5 20h14", bin: "M5 7h14 M10 7V4h4v3 M7 7l1 13h8l1-13",
   again: "M5 12a7 7 0 1 0 2-5 M7 3v4h4", vary: "M4 4h7v7H4z M13 4h7v7h-7z M4 13h7v7H4z M13 13h7v7h-7z", use: "M4 12h11 M11 7l5 5-5 5 M20 5v14",
+  image: "M4 5h16v14H4z M4 16l5-5 4 4 3-3 4 4 M15.5 9h.01",
   info: "M12 11v6 M12 7.5h.01 M12 3a9 9 0 1 0 .01 0", sun: "M12 8a4 4 0 1 0 .01 0 M12 2v3 M12 19v3 M2 12h3 M19 12h3 M5 5l2 2 M17 17l2 2 M19 5l-2 2 M7 17l-2 2",
 };
 export const Icon = ({ name }) => html`<svg viewBox="0 0 24 24" class="icon" aria-hidden="true"><path d=${PATHS[name]} /></svg>`;

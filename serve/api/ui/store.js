@@ -30,6 +30,7 @@ export const state = {
   jobs: new Map(), jobsLoaded: false, previews: new Map(), // previews by `${job}:${image}`
   pictures: [], cursor: null, more: true, query: "", loading: false, selected: new Set(),
   details: null, toasts: [],
+  reference: null, brought: null, // a picture to begin with, and one that was dropped and may become it
 };
 
 export function update(patch) {
