@@ -71,7 +71,7 @@ export function Reference() {
   const change = (event) => update({ reference: { ...one, strength: Number(event.target.value) } });
   return html`<div class="reference">
     <img src=${one.url} alt=${t("reference")} width="64" height="64" />
-    <label class="field">${t("strength")} <output>${Math.round(one.strength * 100)} %</output>
+    <label class="field"><span class="pair">${t("strength")} <span>${Math.round(one.strength * 100)} %</span></span>
       <input type="range" min=${Math.max(minimum, 0.05)} max=${maximum} step="0.05" value=${one.strength} onInput=${change} /></label>
     <${IconButton} name="x" label=${t("no_reference")} onClick=${() => update({ reference: null })} />
   </div>`;
