@@ -46,6 +46,7 @@ _ERRORS = {
     422: "the `Idempotency-Key` was sent before with another body",
     429: "over the quota: `Retry-After` says when there is more",
     500: "our fault",
+    502: "the OpenID provider's answer proves nothing",
     503: "not ready, queue full, deadline, or timed out: `Retry-After` says when to try again",
     507: "the asset store is full",
 }
@@ -208,6 +209,14 @@ PRESETS: dict[str, Any] = {
         **errors(401, 403, 500, 503),
     },
 }
+PRESET_PICTURE: dict[str, Any] = {
+    "summary": "The small picture that stands for a preset or a style",
+    "responses": {
+        200: _images("a small picture"),
+        304: {"description": "unchanged, by `If-None-Match`"},
+        **errors(401, 403, 404, 500, 503),
+    },
+}
 CONFIG: dict[str, Any] = {
     "summary": "Which versions of the hot files are at work",
     "responses": errors(401, 403, 500, 503),
@@ -287,6 +296,23 @@ DELETE_SESSION: dict[str, Any] = {
     "summary": "Forget the cookie",
     "status_code": 204,
     "responses": errors(401, 403, 500, 503),
+}
+_REDIRECT = {"description": "to the provider, or back to the page"}
+SIGN_IN_METHODS: dict[str, Any] = {"summary": "How one can come in", "responses": errors(500, 503)}
+SIGN_IN_THERE: dict[str, Any] = {
+    "summary": "Sign in at the OpenID provider, with a browser",
+    "status_code": 302,
+    "responses": {302: _REDIRECT, **errors(404, 500, 503)},
+}
+SIGN_IN_BACK: dict[str, Any] = {
+    "summary": "Where the OpenID provider sends the browser back to",
+    "status_code": 302,
+    "responses": {302: _REDIRECT, **errors(400, 403, 404, 500, 502, 503)},
+}
+SIGN_OUT_THERE: dict[str, Any] = {
+    "summary": "Sign out at the OpenID provider too",
+    "status_code": 302,
+    "responses": {302: _REDIRECT, **errors(404, 500, 503)},
 }
 KEYS: dict[str, Any] = {
     "summary": "All API keys, without the keys themselves",
