@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import threading
 from typing import Any
 
 import httpx
@@ -11,6 +12,9 @@ import openai as sdk
 import pytest
 from openai import AsyncOpenAI
 from PIL import Image
+
+from serve.api import input_images
+from serve.inputs import source
 
 PROMPT = "a red fox on a yellow background"
 
@@ -254,6 +258,20 @@ async def test_an_idempotency_key_stands_for_the_picture_too(client: httpx.Async
     assert again.headers["X-Job-Id"] == first.headers["X-Job-Id"]
     other = await client.post("/v1/images/edits", data=form, files={"image": file(colour="red")}, headers=headers)
     refused(other, 422, "idempotency_key_reused")
+
+
+async def test_the_event_loop_goes_on_while_a_picture_is_decoded(client: httpx.AsyncClient, monkeypatch) -> None:
+    threads = list[threading.Thread]()
+
+    def decoded(*given, **how):
+        threads.append(threading.current_thread())
+        return source(*given, **how)
+
+    monkeypatch.setattr(input_images, "source", decoded)
+    body = {"prompt": PROMPT, "image": b64(file()), "strength": 0.1}
+    assert (await client.post("/v1/images/edits", json=body)).status_code == 200
+    assert threads
+    assert threading.current_thread() not in threads
 
 
 async def test_models_say_that_they_take_pictures(client: httpx.AsyncClient, settings) -> None:
