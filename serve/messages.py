@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 from typing import Any, Literal
 
@@ -16,13 +16,18 @@ PRIORITIES: tuple[Priority, ...] = ("interactive", "standard", "batch")
 CacheUse = Literal["hit", "miss", "join"]
 
 
+LATER = {"image", "mask", "strength", "adapter", "adapter_scale", "cfg_normalization", "cfg_truncation"}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageRequest:
     """What is drawn, fully resolved: the same request gives the same pictures.
 
     Image `i` of `n` is drawn with `seed + i`, so that any of them can be made again alone. It begins with noise, or
     with an input picture of this very size (`serve/inputs.py`) and as much noise as its `strength` says; where there is
-    a `mask`, only its white parts are drawn. Both are names of inputs in the asset store.
+    a `mask`, only its white parts are drawn. Both are names of inputs in the asset store. Guidance is bounded to
+    `cfg_normalization` times the norm of the prompt's own velocity (0: not), and ends where 1 - sigma is over
+    `cfg_truncation`.
     """
 
     model: str
@@ -40,6 +45,10 @@ class ImageRequest:
     image: str | None = None
     mask: str | None = None
     strength: float | None = None
+    adapter: str | None = None
+    adapter_scale: float = 1.0
+    cfg_normalization: float = 0.0
+    cfg_truncation: float = 1.0
 
     @property
     def steps_taken(self) -> int:
@@ -55,8 +64,8 @@ class ImageRequest:
 
     def said(self) -> dict[str, Any]:
         """All fields, without those that came later where they say nothing: hashes from before them stay good."""
-        later = {"image", "mask", "strength"}
-        return {name: value for name, value in asdict(self).items() if name not in later or value is not None}
+        later = {it.name: it.default for it in fields(self) if it.name in LATER}
+        return {name: value for name, value in asdict(self).items() if name not in later or value != later[name]}
 
     @property
     def guided(self) -> bool:
@@ -404,6 +413,7 @@ class ReplicaState:
 
     VRAM in bytes: `used` by tensors, `reserved` by the process, `total` that it may use; None on a CPU. `max_px` is the
     side of the largest square that fits into it, with guidance `max_guided_px`; None where memory is no limit.
+    `adapters` are those that it serves, by name with the digest of their files; `adapters_held` are in its memory.
     """
 
     replica_id: str
@@ -421,6 +431,8 @@ class ReplicaState:
     warmup_s: float | None = None
     max_px: int | None = None
     max_guided_px: int | None = None
+    adapters: dict[str, str] = field(default_factory=dict)
+    adapters_held: tuple[str, ...] = ()
 
     def takes(self, request: ImageRequest) -> bool:
         """Whether its memory can."""

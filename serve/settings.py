@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ByteSize, ConfigDict, Field, model_validator
 
 from serve.access_settings import AccessSettings
+from serve.adapter_settings import Adapter, AdapterName
 
 EMBEDDED = "embedded"
 EMBEDDED_FOLDER = Path(__file__).parent / "engine" / "tiny"
@@ -176,10 +177,17 @@ class Settings(_Section):
     default_size_px: Pixels | None = Field(None, description="side of a picture when none is asked for")
     max_side_px: Pixels | None = None
     default_steps: int = Field(8, ge=1, le=50)
+    default_guidance: float = Field(0.0, ge=0, le=20, description="of requests that ask for none")
     quality_steps: dict[Literal["low", "medium", "high", "xhigh", "max"], int] = Field(
         {"low": 4, "medium": 8, "high": 12, "xhigh": 16, "max": 20}, description="steps per OpenAI quality"
     )
     warmup_sizes_px: tuple[Pixels, ...] | None = Field(None, description="square sizes measured before ready")
+    adapters: dict[AdapterName, Adapter] = Field(
+        {}, description="LoRAs by name: a file, a folder or a hub id, or {weights, file, scale, preload}"
+    )
+    adapter_bytes: ByteSize = Field(
+        ByteSize(2 << 30), ge=1 << 20, description="of adapters kept in a Denoiser's memory, least recently used go"
+    )
     public_url: str | None = Field(None, pattern=r"^https?://[^\s]+[^/]$", description="base of links; default: Host")
     secret_key: str | None = Field(None, min_length=32, description="signs links; default: a secret in `data`")
     presets: Path | None = Field(Path("config/presets.yaml"), description="hot: presets and styles; null: none")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from serve.adapter_settings import MAX_SCALE
 from serve.errors import InvalidRequest
 from serve.messages import ImageFormat, Priority
 
@@ -23,6 +24,11 @@ class Body(BaseModel):
     """A field's description is also the hint of its error."""
 
     model_config = ConfigDict(strict=True)
+
+
+def _as_number(value: Any) -> Any:
+    """diffusers takes true for 1."""
+    return float(value) if isinstance(value, bool) else value
 
 
 Parsed = TypeVar("Parsed", bound=Body)
@@ -74,6 +80,19 @@ class ImageBody(Body):
     )
     guidance_scale: Annotated[float, Field(ge=0, le=20, allow_inf_nan=False)] | None = Field(
         None, description="classifier-free guidance, 0 (default, none) to 20; doubles the work"
+    )
+    cfg_normalization: Annotated[float, BeforeValidator(_as_number), Field(ge=0, le=10, allow_inf_nan=False)] | None = (
+        Field(
+            None,
+            description="bounds guidance to so many times the norm without it, 0 to 10; true is 1, 0 (default) is off",
+        )
+    )
+    cfg_truncation: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = Field(
+        None, description="the part of the way, 0 to 1 (default, all of it), after which steps are not guided"
+    )
+    adapter: str | None = Field(None, description="an adapter (LoRA) of the model's in GET /v1/models")
+    adapter_scale: Annotated[float, Field(ge=-MAX_SCALE, le=MAX_SCALE, allow_inf_nan=False)] | None = Field(
+        None, description="strength of the adapter, -4 to 4; left out: the adapter's own, usually 1"
     )
     preset: str | None = Field(None, description="a preset of GET /v1/presets: fills up what is left out")
     style_preset: str | None = Field(None, description="a style of GET /v1/presets: words around the prompt")

@@ -21,6 +21,10 @@ _PARTS = {  # of a request, by the fields that ask for them
     "num_inference_steps": ("steps",),
     "guidance_scale": ("guidance",),
     "negative_prompt": ("negative_prompt",),
+    "adapter": ("adapter",),
+    "adapter_scale": ("adapter_scale",),
+    "cfg_normalization": ("cfg_normalization",),
+    "cfg_truncation": ("cfg_truncation",),
 }
 
 

@@ -10,6 +10,7 @@ from ulid import ULID
 
 from serve.api.deps import Door
 from serve.api.generation import ImageBody
+from serve.api.how import FIELDS
 from serve.api.input_images import INPUT
 from serve.api.order import FILLED_UP, Resolved, resolve_image
 from serve.inputs import Source
@@ -85,10 +86,17 @@ def as_body(view: JobView) -> dict[str, Any]:
         "output_format": request.output_format,
         "output_compression": request.output_compression,
         "deterministic": request.deterministic,
+        **_how(request),
         "priority": view.priority,
         "deadline_ms": view.deadline_ms,
         **began_with(request),
     }
+
+
+def _how(request: ImageRequest) -> dict[str, Any]:
+    """Only what is not at its default: it is of use to few."""
+    told = {name: getattr(request, name) for name in FIELDS if name in request.said()}
+    return told | ({"adapter_scale": request.adapter_scale} if request.adapter else {})
 
 
 def began_with(request: ImageRequest) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from serve.api.docs import GENERATION, MODEL, MODELS
 from serve.api.errors import error_body
 from serve.api.follow import follow, follow_submitted, submitted
 from serve.api.generation import PICTURES, GenerationBody, parse
+from serve.api.how import adapters_json
 from serve.api.idempotency import keyed
 from serve.api.input_images import Given, kept, opened
 from serve.api.order import MASKED_STRENGTH, STRENGTH, Order, resolve
@@ -47,7 +48,7 @@ async def generate(request: Request, door: TheDoor) -> Response:
 
 async def answer(request: Request, door: Door, order: Order) -> Response:
     order = replace(order, submission=keyed(order.submission, request.headers, order.seed))
-    await door.assets.check_room()
+    await door.check_room()
     _log.info(
         "generation", job_id=order.submission.job_id, size=order.size, steps=order.request.steps, n=order.request.n
     )
@@ -75,6 +76,8 @@ def _model(door: Door, name: str) -> dict[str, Any]:
     """An alias names the model it stands for as its `root`."""
     root = door.settings.served_model_name
     about = {"id": name, "object": "model", "created": door.opened_at, "owned_by": "zimage-serve", "root": root}
+    if name == root:
+        about["adapters"] = adapters_json(door.settings)
     return about | {"input_modalities": ["text", "image"], "output_modalities": ["image"], "image_input": _takes(door)}
 
 

@@ -10,6 +10,7 @@ from serve.api import checks
 from serve.api.accept import RawBytes
 from serve.api.deps import Door
 from serve.api.generation import GenerationBody, ImageBody, Quality
+from serve.api.how import FIELDS, how, without_effect
 from serve.errors import InvalidRequest
 from serve.inputs import Source
 from serve.messages import ImageFormat, ImageRequest, PresetUse, Submission
@@ -26,7 +27,7 @@ _NAMED: dict[str | None, Quality] = {
     "max": "max",
 }
 STRENGTH, MASKED_STRENGTH = 0.6, 1.0  # as diffusers' pipelines have them
-FILLED_UP = ("size", "num_inference_steps", "quality", "guidance_scale", "negative_prompt")
+FILLED_UP = ("size", "num_inference_steps", "quality", "guidance_scale", "negative_prompt", *FIELDS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,7 +159,7 @@ def _request(
         width, height = checks.size(choice.size(body.size), settings)
     else:
         width, height = checks.own_size(source.size, settings)
-    guidance = choice.guidance(body.guidance_scale)
+    guidance = choice.guidance(body.guidance_scale, settings.default_guidance)
     quality = None if choice.ignores(named := _NAMED.get(body.quality)) else named
     steps = checks.steps(choice.steps(body.num_inference_steps, quality), quality, settings)
     choice.check_limits(n, width, height, steps)
@@ -177,6 +178,7 @@ def _request(
         output_compression=None if output_format == "png" else body.output_compression,
         deterministic=bool(body.deterministic),
         strength=None if source is None else _strength(body, source),
+        **how(body, choice, settings, guidance),
     )
 
 
@@ -224,5 +226,6 @@ def _without_effect(body: ImageBody, choice: Choice, request: ImageRequest) -> l
         "negative_prompt": bool(body.negative_prompt) and not request.guided,
         "quality": choice.ignores(_NAMED.get(body.quality)),
         "strength": body.strength is not None and request.strength is None,
+        **without_effect(body, request),
     }
     return [name for name, ignored in unused.items() if ignored]

@@ -56,7 +56,8 @@ def _preset_json(door: Door, preset: Preset) -> dict[str, Any]:
     return _style_json(preset, "preset") | {
         "size": preset.size or f"{default}x{default}",
         "num_inference_steps": preset.num_inference_steps or settings.default_steps,
-        "guidance_scale": preset.guidance_scale or 0.0,
+        "guidance_scale": settings.default_guidance if preset.guidance_scale is None else preset.guidance_scale,
+        "adapter": preset.adapter,
         "quality": {**settings.quality_steps, **preset.quality},
         "limits": {
             "max_n": min(limits.max_n, own.max_n or limits.max_n),

@@ -46,6 +46,8 @@ def parameters(request: ImageRequest, image: int) -> str:
     }
     if request.strength is not None:
         settings["Denoising strength"] = f"{request.strength:g}"
+    if request.adapter is not None:
+        settings["Adapter"] = f"{request.adapter}:{request.adapter_scale:g}"
     lines = [request.prompt]
     if request.negative_prompt:
         lines.append(f"Negative prompt: {request.negative_prompt}")

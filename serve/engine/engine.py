@@ -184,12 +184,14 @@ class Engine:
     def _board(self, command: _Admit) -> Flight:
         g = command.generation
         embeddings = [g.embedding] if g.negative is None else [g.embedding, g.negative]
-        shape = Shape(g.height, g.width, tuple(pad_length(len(embedding)) for embedding in embeddings))
+        adapter = None if g.adapter is None else (g.adapter.name, g.adapter_scale)
+        shape = Shape(g.height, g.width, tuple(pad_length(len(embedding)) for embedding in embeddings), adapter)
         self.memory.check(shape)
         if g.reference is not None:
             self.memory.check_input(g.width, g.height)
-        captions = [self.transformer.caption(embedding) for embedding in embeddings]
-        schedule = self.transformer.schedule(g.steps, (g.height // 16) * (g.width // 16))
+        extension = None if g.adapter is None else self.transformer.extend(g.adapter, g.adapter_scale)
+        captions = [self.transformer.caption(embedding, extension) for embedding in embeddings]
+        schedule = self.transformer.schedule(g.steps, (g.height // 16) * (g.width // 16), extension)
         entry = Entry(g.id, shape, g.steps_taken, self.clock(), g.deadline, g.alone)
         begun = begin(
             g.reference,
@@ -197,9 +199,20 @@ class Engine:
             lambda reference: self.decoder.encoder.begin(reference, g.seed, schedule.sigmas[g.skipped]),
             self.memory.free,
         )
-        return Flight(
-            g, entry, captions, schedule, begun.latents, command.outcome, command.on_step, g.skipped, begun.kept
+        flight = Flight(
+            g,
+            entry,
+            captions,
+            schedule,
+            begun.latents,
+            command.outcome,
+            command.on_step,
+            g.skipped,
+            begun.kept,
+            extension,
         )
+        flight.take_only_needed()
+        return flight
 
     def _drop_expired(self) -> None:
         now = self.clock()

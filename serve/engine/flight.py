@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
+from serve.engine.guidance import Guidance
+from serve.engine.lora import Adapter, Extension
 from serve.engine.pixels import Pixels
 from serve.engine.reference import Kept, Reference
 from serve.engine.schedule import Entry
@@ -42,6 +44,10 @@ class Generation:
     origin: Mapping[str, str] = field(default_factory=dict)
     reference: Reference | None = None
     skipped: int = 0
+    adapter: Adapter | None = None
+    adapter_scale: float = 1.0
+    cfg_normalization: float = 0.0
+    cfg_truncation: float = 1.0
 
     @property
     def steps_taken(self) -> int:
@@ -96,11 +102,17 @@ class Flight:
     on_step: OnStep
     step: int
     kept: Kept | None = None
+    extension: Extension | None = None
     retried: int = -1
     started_at: float = 0.0
     denoised_at: float = 0.0
     denoise_s: float = 0.0
     executions: float = 0.0
+
+    @property
+    def guidance(self) -> Guidance:
+        g = self.generation
+        return Guidance(g.guidance, g.cfg_normalization, g.cfg_truncation)
 
     @property
     def arrived(self) -> bool:
@@ -112,8 +124,10 @@ class Flight:
         return self.step - self.generation.skipped
 
     def rows(self) -> list[Row]:
-        g = self.generation
-        return [Row(self.latents, caption, self.schedule, self.step, g.height, g.width) for caption in self.captions]
+        """One for each caption that this step takes: `entry.shape` says how many."""
+        g, captions = self.generation, self.captions[: self.entry.shape.rows]
+        here = (self.schedule, self.step, g.height, g.width, self.extension)
+        return [Row(self.latents, caption, *here) for caption in captions]
 
     def move(self, velocity: Tensor, seconds: float, members: int) -> Tensor:
         """Takes the step along `velocity` [N, 4 * C], one of so many; returns what it lets expect of the picture."""
@@ -125,7 +139,13 @@ class Flight:
         self.denoise_s += seconds
         self.executions += 1 / (members * self.generation.steps_taken)
         self.entry.steps_left -= 1
+        self.take_only_needed()
         return expected if self.kept is None else self.kept.blend(expected, 0.0)
+
+    def take_only_needed(self) -> None:
+        """From the step on at which guidance is cut off, the negative prompt takes no part."""
+        if not self.arrived and not self.guidance.at(self.schedule.sigmas[self.step]):
+            self.entry.shape = self.entry.shape.unguided()
 
     def picture(self, tokens: Tensor) -> Tensor:
         """[N, 4 * C] -> latents [C, h, w]."""

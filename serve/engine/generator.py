@@ -6,14 +6,17 @@ import asyncio
 import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import AbstractAsyncContextManager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 from serve.assets.metadata import describe, parameters
 from serve.assets.store import AssetStore
 from serve.engine import codec
+from serve.engine.adapters import Adapters
 from serve.engine.engine import Engine
 from serve.engine.flight import Generation
+from serve.engine.lora import Adapter
 from serve.engine.pixels import Pixels
 from serve.engine.reference import Reference
 from serve.engine.text import Embedding
@@ -32,6 +35,7 @@ class Generator:
     assets: AssetStore
     files: ThreadPoolExecutor
     settings: Settings
+    adapters: Adapters = field(default_factory=Adapters)
 
     async def generate(self, task: Task, embedding: Embedding, negative: Embedding | None, report: Report) -> Generated:
         """Returns when the picture is in the asset store. Cancelling the caller stops it at the next step."""
@@ -43,8 +47,9 @@ class Generator:
             if preview is not None:
                 loop.call_soon_threadsafe(previews.begin, preview)
 
-        generation = self._generation(task, embedding, negative, await self._reference(task.request))
-        drawn = await self.engine.draw(generation, on_step)
+        reference = await self._reference(task.request)
+        async with self._adapter(task.request) as adapter:
+            drawn = await self.engine.draw(self._generation(task, embedding, negative, reference, adapter), on_step)
         await previews.finish()
         began, filing = time.perf_counter(), time.time()
         image = await self._store(task, drawn.pixels)
@@ -68,6 +73,10 @@ class Generator:
             spans=spans,
         )
 
+    def _adapter(self, request: ImageRequest) -> AbstractAsyncContextManager[Adapter | None]:
+        """Waits here for one that has to be loaded, while the engine goes on with others."""
+        return nullcontext() if request.adapter is None else self.adapters.lent(request.adapter)
+
     async def _reference(self, request: ImageRequest) -> Reference | None:
         """The input pictures of a request that begins with some. Raises AssetCorrupted."""
         if request.image is None:
@@ -82,7 +91,12 @@ class Generator:
         return await asyncio.get_running_loop().run_in_executor(self.files, unpacked, name, data)
 
     def _generation(
-        self, task: Task, embedding: Embedding, negative: Embedding | None, reference: Reference | None
+        self,
+        task: Task,
+        embedding: Embedding,
+        negative: Embedding | None,
+        reference: Reference | None,
+        adapter: Adapter | None,
     ) -> Generation:
         request = task.request
         return Generation(
@@ -101,6 +115,10 @@ class Generator:
             origin=origin(task),
             reference=reference,
             skipped=request.steps - request.steps_taken,
+            adapter=adapter,
+            adapter_scale=request.adapter_scale,
+            cfg_normalization=request.cfg_normalization,
+            cfg_truncation=request.cfg_truncation,
         )
 
     async def _store(self, task: Task, pixels: Pixels) -> StoredImage:

@@ -78,13 +78,13 @@ class CudaMeter:
 class Memory:
     """Measured at warm-up, reserved before each step. Without a meter, on a CPU, everything fits.
 
-    Made when the weights are loaded: what is used then is always used.
+    Made when the weights are loaded: what is used then is always used. `set_aside` bytes are for what comes later.
     """
 
-    def __init__(self, meter: Meter | None = None) -> None:
+    def __init__(self, meter: Meter | None = None, set_aside: int = 0) -> None:
         self._meter = meter
         vram = self.vram()
-        self.capacity = vram.total - vram.used if vram else 0
+        self.capacity = vram.total - vram.used - set_aside if vram else 0
         self._reserved = 0
         self._steps: Points = {}
         self._decodes: Points = {}

@@ -10,6 +10,7 @@ from serve.messages import Generated, ImageRequest, Phase, ReplicaState, Task
 from serve.step_times import StepTimes
 
 SILENT_BEATS = 5
+HELD_ROOM = 2  # images more on a replica are quicker than the load of an adapter
 
 
 class ReplicaGone(Exception):
@@ -43,6 +44,11 @@ class Replica:
             return 0
         return self.state.slots - len(self.placed)
 
+    def attraction(self, request: ImageRequest) -> int:
+        """The emptiest is the best, but one that holds the adapter already may be a little fuller."""
+        held = request.adapter is not None and request.adapter in self.state.adapters_held
+        return self.room + HELD_ROOM if held and self.room > 0 else self.room
+
 
 class Fleet:
     def __init__(self, heartbeat_s: float, lost: Callable[[str], None] = lambda _: None) -> None:
@@ -51,6 +57,7 @@ class Fleet:
         self._silence_s = SILENT_BEATS * heartbeat_s
         self._replicas: dict[str, Replica] = {}
         self._engine = ""
+        self._adapters: dict[str, list[str]] = {}
         self._sole: str | None = None
         self.was_ready = False
 
@@ -65,8 +72,15 @@ class Fleet:
             known.state, known.beat, known.times = state, now, times
         engines = {r.state.engine for r in self._role("denoiser") if r.state.phase is Phase.READY}
         self._engine = "+".join(sorted(engines)) if engines else self._engine
+        self._learn_adapters()
         self.was_ready = self.was_ready or self.whole
         return state.phase is Phase.READY and not ready_before
+
+    def _learn_adapters(self) -> None:
+        ready = [r.state.adapters for r in self._role("denoiser") if r.state.phase is Phase.READY]
+        names = {name for adapters in ready for name in adapters}
+        files = {name: sorted({adapters[name] for adapters in ready if name in adapters}) for name in names}
+        self._adapters = files if ready else self._adapters
 
     def drop(self, replica_id: str) -> set[str]:
         """Forgets a replica; returns the tasks that it held."""
@@ -93,7 +107,7 @@ class Fleet:
         if self._sole is not None or (sole and any(replica.placed for replica in denoisers)):
             return None
         able = [replica for replica in denoisers if replica.state.takes(request)]
-        replica = max(able or denoisers, key=lambda replica: replica.room, default=None)
+        replica = max(able or denoisers, key=lambda replica: replica.attraction(request), default=None)
         if replica is None or replica.room <= 0 or (alone and replica.placed):
             return None
         replica.placed.add(task_id)
@@ -124,6 +138,13 @@ class Fleet:
     def engine(self) -> str:
         """What draws the pictures: that of the ready denoisers, or of those that were the last."""
         return self._engine
+
+    def engine_of(self, request: ImageRequest) -> str:
+        """With the files of the adapter that a request names; empty while nobody knows them."""
+        if request.adapter is None or not self._engine:
+            return self._engine
+        files = self._adapters.get(request.adapter, ())
+        return "+".join([self._engine, *files]) if files else ""
 
     def states(self) -> list[ReplicaState]:
         return [replica.state for replica in self._replicas.values()]

@@ -215,7 +215,7 @@ class Lifecycle:
         if not images:
             self.end(job, Failed, error=job.failures[min(job.failures)])
         elif self.sharing.adopt(job):
-            self._results.keep(job, images, self._fleet.engine)
+            self._results.keep(job, images, self._fleet.engine_of(job.submission.request))
             self.end(job, Succeeded, images=images, timings=job.timings(), cache=job.cache, errors=job.errors())
 
     def broken(self, job: Job, error: Exception) -> None:

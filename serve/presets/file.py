@@ -7,12 +7,13 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from serve.adapter_settings import AdapterName, AdapterScale
 from serve.presets.banned import fold
 
 SLOT = "{prompt}"
 
 Quality = Literal["low", "medium", "high", "xhigh", "max"]
-Lockable = Literal["size", "num_inference_steps", "guidance_scale", "negative_prompt"]
+Lockable = Literal["size", "num_inference_steps", "guidance_scale", "negative_prompt", "adapter", "adapter_scale"]
 Steps = Annotated[int, Field(ge=1, le=50)]
 
 
@@ -78,6 +79,10 @@ class Preset(Style):
     size: str | None = None
     num_inference_steps: Steps | None = None
     guidance_scale: float | None = Field(None, ge=0, le=20)
+    cfg_normalization: float | None = Field(None, ge=0, le=10)
+    cfg_truncation: float | None = Field(None, ge=0, le=1)
+    adapter: AdapterName | None = None
+    adapter_scale: AdapterScale | None = None
     quality: dict[Quality, Steps] = {}
     limits: Limits = Limits()
     locked: tuple[Lockable, ...] = ()

@@ -39,6 +39,8 @@ def draw(request: ImageRequest) -> np.ndarray:
         width=request.width,
         num_inference_steps=request.steps,
         guidance_scale=request.guidance,
+        cfg_normalization=request.cfg_normalization,
+        cfg_truncation=request.cfg_truncation,
         generator=torch.Generator().manual_seed(request.seed),
         **begins_with,
     ).images[0]

@@ -45,6 +45,8 @@ def requests(draw_: st.DrawFn) -> ImageRequest:
         steps=draw_(st.integers(1, 12)),
         guidance=guidance,
         seed=draw_(st.integers(0, 2**53 - 1)),
+        cfg_normalization=draw_(st.sampled_from([0.0, 0.0, 0.9, 1.2])) if guidance else 0.0,
+        cfg_truncation=draw_(st.sampled_from([1.0, 1.0, 0.25, 0.7])) if guidance else 1.0,
         **draw_(beginnings(width, height)),
     )
 
@@ -159,6 +161,45 @@ def test_fifty_guided_steps_equal_diffusers(crowd: Crowd, negative: str) -> None
         steps=50,
         guidance=4.0,
         seed=11,
+    )
+    (picture,) = crowd.serve([Visitor(request)])
+    assert picture is not None
+    equal(picture, request)
+
+
+@pytest.mark.parametrize("truncation", [0.0, 0.1, 0.25, 0.5, 0.7, 1.0])
+@pytest.mark.parametrize("normalization", [0.0, 0.8, 1.0])
+def test_guidance_is_bounded_and_cut_off_as_by_diffusers(crowd: Crowd, normalization: float, truncation: float) -> None:
+    """At sigmas of the schedule, too, where rounding decides whether a step is guided."""
+    request = ImageRequest(
+        model="z-image-turbo",
+        prompt="a red fox on a yellow background",
+        negative_prompt="a blue cat",
+        width=64,
+        height=64,
+        steps=8,
+        guidance=5.0,
+        seed=5,
+        cfg_normalization=normalization,
+        cfg_truncation=truncation,
+    )
+    (picture,) = crowd.serve([Visitor(request)])
+    assert picture is not None
+    equal(picture, request)
+
+
+@pytest.mark.parametrize("steps", [28, 50])
+def test_the_base_models_settings_equal_diffusers(crowd: Crowd, steps: int) -> None:
+    request = ImageRequest(
+        model="z-image-turbo",
+        prompt="a red fox on a yellow background",
+        width=64,
+        height=64,
+        steps=steps,
+        guidance=4.0,
+        seed=12,
+        cfg_normalization=1.0,
+        cfg_truncation=0.6,
     )
     (picture,) = crowd.serve([Visitor(request)])
     assert picture is not None
