@@ -278,3 +278,21 @@ async def test_models_say_that_they_take_pictures(client: httpx.AsyncClient, set
     model = (await client.get("/v1/models/z-image-turbo")).json()
     assert model["input_modalities"] == ["text", "image"]
     assert model["image_input"]["max_bytes"] == settings.limits.image_bytes
+
+
+async def test_kserve_takes_a_picture_as_a_parameter(client: httpx.AsyncClient, picture) -> None:
+    given = {"image": b64(half_see_through()), "mask": b64(half_see_through()), "strength": 0.9}
+    url = "/v2/models/z-image-turbo/generate"
+    flat = await client.post(url, json={"prompt": PROMPT, "seed": 5, "steps": 8} | given)
+    plain = await client.post("/v1/images/edits", json={"prompt": PROMPT, "seed": 5} | given)
+    assert flat.status_code == plain.status_code == 200, flat.text
+    assert Image.open(io.BytesIO(base64.b64decode(flat.json()["image_bytes"]))).size == (96, 64)
+    assert flat.json()["image_bytes"] == plain.json()["data"][0]["b64_json"]
+    inputs = [{"name": "prompt", "datatype": "BYTES", "shape": [2, 1], "data": [PROMPT, PROMPT]}]
+    infer = url.replace("generate", "infer")
+    rows = await client.post(
+        infer, json={"inputs": inputs, "parameters": {"image": f"asset:{plain.json()['data'][0]['asset_id']}"}}
+    )
+    assert rows.status_code == 200, rows.text
+    wrong = await client.post(infer, json={"inputs": inputs, "parameters": {"image": 5}})
+    assert (wrong.status_code, wrong.json()["error"]) == (400, "the parameter image is not a string")
