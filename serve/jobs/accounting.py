@@ -61,7 +61,7 @@ class Accounting:
         """When its end is decided, before anybody is told."""
         end, submission = job.end, job.submission
         assert end is not None
-        took_s = end.at - job.created_at
+        took_s = max(0.0, end.at - job.created_at)  # the clock may have been put back
         status = str(job.record().status)
         self.registry.count("zimage_jobs_total", self.model, submission.priority, status)
         if isinstance(end, Succeeded):
