@@ -5,9 +5,12 @@ PORT ?=
 DATA ?=
 RAY_METRICS_PORT ?=
 PYTEST_ARGS ?=
+CHAOS_ROUNDS ?= 20
+CHAOS_SEED ?= 7
+MINUTES ?= 30
 PIP_ARGS ?=
 # npm comes with some builds of nodejs, and cannot be installed beside these
-APT_PACKAGES := postgresql slapd prometheus chromium nginx-light $(shell command -v npm >/dev/null || echo nodejs npm)
+APT_PACKAGES := postgresql slapd prometheus chromium nginx-light libfaketime $(shell command -v npm >/dev/null || echo nodejs npm)
 NPM_PACKAGES := oidc-provider@9.13.3 axe-core@4.14.1
 
 VENV := .venv
@@ -20,7 +23,7 @@ PYTHON ?= $(shell for python in python3.12 python3.11 python3 python; do \
 	$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null && echo $$python && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test nightly check test-deps clean
+.PHONY: help serve test nightly chaos soak check test-deps clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -31,8 +34,14 @@ serve: $(INSTALLED) ## start the service: PORT=8123 DATA=/some/dir CONFIG=config
 test: $(INSTALLED) ## every test that a machine without a GPU can run in minutes: PYTEST_ARGS="-k weights"
 	$(BIN)/python -m pytest -m "not gpu and not nightly" $(PYTEST_ARGS)
 
-nightly: $(INSTALLED) ## the long tests too, and exactness on hundreds of random crowds
-	ZIMAGE_EXACTNESS_CROWDS=50 $(BIN)/python -m pytest -m "not gpu" $(PYTEST_ARGS)
+nightly: $(INSTALLED) ## the long tests too, every fault three times, and exactness on hundreds of random crowds
+	ZIMAGE_EXACTNESS_CROWDS=50 CHAOS_ROUNDS=3 $(BIN)/python -m pytest -m "not gpu" $(PYTEST_ARGS)
+
+chaos: $(INSTALLED) ## every fault on purpose, again and again: CHAOS_ROUNDS=20 CHAOS_SEED=7
+	CHAOS_ROUNDS=$(CHAOS_ROUNDS) CHAOS_SEED=$(CHAOS_SEED) $(BIN)/python -m pytest -m chaos tests/chaos $(PYTEST_ARGS)
+
+soak: $(INSTALLED) ## mixed load, while memory, file handles, threads and tasks must stay flat: MINUTES=30
+	$(BIN)/python -m benchmarks.soak --minutes $(MINUTES)
 
 check: $(INSTALLED) ## lint, format, types, import directions, docs
 	$(BIN)/ruff check .

@@ -145,7 +145,33 @@ class NotReady(Unavailable):
 
 
 class QueueFull(Unavailable):
+    """No place for anybody, or, where not `for_all`, for this user. It will be so for `holds_s` seconds at least."""
+
     code = "queue_full"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str | None = None,
+        retry_after: int | None = None,
+        for_all: bool = True,
+        holds_s: float = 0.0,
+    ) -> None:
+        super().__init__(message, hint=hint, retry_after=retry_after)
+        self.for_all = for_all
+        self.holds_s = holds_s
+
+    def again(self) -> QueueFull:
+        """The same, to be raised for another."""
+        return _full_again(self.message, self.hint, self.retry_after, self.for_all, self.holds_s)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _full_again, (self.message, self.hint, self.retry_after, self.for_all, self.holds_s)
+
+
+def _full_again(message: str, hint: str | None, retry_after: int | None, for_all: bool, holds_s: float) -> QueueFull:
+    return QueueFull(message, hint=hint, retry_after=retry_after, for_all=for_all, holds_s=holds_s)
 
 
 class DeadlineInfeasible(Unavailable):

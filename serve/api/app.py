@@ -71,6 +71,7 @@ def create_app(
     counts the answers of this process.
     """
     access = _authenticator(service, settings, exposed)
+    recorder = recorder or Recorder()
     presets = presets or no_presets()
     app = DocumentedApp(title="Z-Image serving", version="1", docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.door = Door(
@@ -86,6 +87,7 @@ def create_app(
         opened_at=int(time.time()),
         hot=hot or HotFiles(presets),
         presets=presets,
+        recorder=recorder,
     )
     routers = (
         openai,
@@ -119,7 +121,7 @@ def create_app(
         exposed=exposed and settings.access.mode != "open",
     )
     app.add_middleware(Envelope, echo=echo_request_id)
-    app.add_middleware(Measured, recorder=recorder or Recorder(), access_log=AccessLog(Pseudonyms.of(settings)))
+    app.add_middleware(Measured, recorder=recorder, access_log=AccessLog(Pseudonyms.of(settings)))
     return app
 
 

@@ -16,10 +16,11 @@ from serve.access.caller import NOBODY, Caller
 from serve.assets.links import Links
 from serve.assets.store import ASSET_ID, AssetStore, no_asset
 from serve.assets.thumbnails import Thumbnails
-from serve.errors import Forbidden, NotFound
+from serve.errors import Forbidden, NotFound, ZImageError
 from serve.hot import Hot, HotFiles
 from serve.jobs.service import ImageService
 from serve.messages import AssetQuery, AssetView, JobView
+from serve.metrics.tally import Recorder
 from serve.presets.catalog import Catalog
 from serve.settings import Settings
 from serve.tokens import PromptTokens
@@ -47,6 +48,7 @@ class Door:
     opened_at: int
     hot: HotFiles
     presets: Hot[Catalog]
+    recorder: Recorder
     decoding: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(DECODED_AT_ONCE))
     caller: Caller = NOBODY
     request_id: str | None = None
@@ -76,6 +78,14 @@ class Door:
     def thumbnail_url(self, base: str, asset_id: str, now: float) -> str:
         """Signed for the thumbnail alone: it does not open the picture."""
         return self.links.thumbnail_url(base, asset_id, now)
+
+    async def check_room(self) -> None:
+        """Before any work. Raises StoreFull, StoreUnavailable."""
+        try:
+            await self.assets.check_room()
+        except ZImageError as refusal:
+            self.recorder.count("zimage_refusals_total", refusal.code)
+            raise
 
     async def asset(self, asset_id: str) -> AssetView:
         """Raises NotFound, for other users' pictures too."""

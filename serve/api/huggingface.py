@@ -29,7 +29,7 @@ async def text_to_image(request: Request, door: TheDoor) -> Response:
     body, unknown = parse(GenerationBody, _fields(content))
     accepted = preferred_image(request.headers.get("accept", "")) or RawBytes(None)
     order = resolve(door, body, unknown + [name for name in content if name not in _OWN], accepted)
-    await door.assets.check_room()
+    await door.check_room()
     done = await unless_gone(request.receive, finished(door, order))
     return await raw_answer(door, order, done)
 

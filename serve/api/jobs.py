@@ -118,7 +118,7 @@ async def _create(request: Request, door: Door, body: dict[str, Any], parent_id:
         submission, resolved = resolve_job(door, asked, unknown, parent_id, source)
         submission = await kept(door, submission, source)
     submission = keyed(submission, request.headers, asked.seed)
-    await door.assets.check_room()
+    await door.check_room()
     job_id = await submitted(door.service, submission)
     replayed = job_id != submission.job_id
     _log.info("job", job_id=job_id, parent_id=parent_id, replayed=replayed)

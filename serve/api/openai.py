@@ -48,7 +48,7 @@ async def generate(request: Request, door: TheDoor) -> Response:
 
 async def answer(request: Request, door: Door, order: Order) -> Response:
     order = replace(order, submission=keyed(order.submission, request.headers, order.seed))
-    await door.assets.check_room()
+    await door.check_room()
     _log.info(
         "generation", job_id=order.submission.job_id, size=order.size, steps=order.request.steps, n=order.request.n
     )

@@ -123,6 +123,9 @@ class LocalAssets:
         await asyncio.to_thread(self._sweep_previews, time.time() - older_than_s)
 
     def _check_room(self) -> None:
+        if not os.access(self._images, os.W_OK):
+            hint = "the operator must look at the data folder"
+            raise StoreUnavailable("the asset store cannot be written", hint=hint, retry_after=60)
         free = shutil.disk_usage(self._images).free
         if free < self._min_free_bytes:
             raise StoreFull(
@@ -142,7 +145,7 @@ class LocalAssets:
         checked(ASSET_ID, target_id)
         self._check_room()
         picture = self._picture(source)
-        if not picture.exists() or picture.stat().st_size != source.bytes:
+        if not source.fits(_read_if_there(picture)):  # gone, or damaged: it is to be drawn again, which repairs it
             raise no_asset(source_id)
         info = AssetInfo(
             asset_id=target_id,

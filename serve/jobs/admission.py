@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import islice
 
 from serve.errors import DeadlineInfeasible, NotReady, QueueFull, TooLargeForMemory
 from serve.jobs.estimate import seconds_until_done, solo_seconds
@@ -13,6 +14,10 @@ from serve.jobs.memory import Memory
 from serve.jobs.queue import JobQueue
 from serve.messages import Submission
 from serve.settings import QueueSettings
+
+LOOKED_AT = 32  # waiting jobs, so that refusing costs the same however long the queue
+HOLDS_S = 0.25  # a refusal holds for so long, for others too,
+HOLDS_PART = 0.1  # and for no more than this part of the work that waits, lest places stay empty
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,18 +47,25 @@ class Admission:
         waiting = len(self.queue) + self.flights.waiting_of()
         mine = self.queue.waiting_of(user) + self.flights.waiting_of(user)
         if waiting >= self.bounds.max_depth:
-            raise self._full(f"the queue is full: {waiting} of {self.bounds.max_depth} jobs are waiting")
+            message = f"the queue is full: {waiting} of {self.bounds.max_depth} jobs are waiting"
+            raise self._full(message, for_all=True)
         if mine >= self.bounds.max_depth_per_user:
-            raise self._full(f"{mine} jobs of yours are waiting; {self.bounds.max_depth_per_user} may")
+            message = f"{mine} jobs of yours are waiting; {self.bounds.max_depth_per_user} may"
+            raise self._full(message, for_all=False)
         if submission.deadline_ms is not None and not joins:
             self._check_feasible(submission, submission.deadline_ms)
 
-    def _full(self, message: str) -> QueueFull:
-        """The next place is free when the least of the waiting jobs has been worked off."""
-        waiting = (self.jobs[job_id].seconds_left() for job_id in self.queue)
-        place_free_s = min(waiting, default=1.0) / max(1, self.fleet.ready("denoiser"))
-        hint = "try again after Retry-After seconds"
-        return QueueFull(message, hint=hint, retry_after=max(1, math.ceil(place_free_s)))
+    def _full(self, message: str, *, for_all: bool) -> QueueFull:
+        """The next place is free when the least of the jobs that are next has been worked off."""
+        replicas = max(1, self.fleet.ready("denoiser"))
+        waiting = [self.jobs[job_id].seconds_left() / replicas for job_id in islice(self.queue, LOOKED_AT)]
+        return QueueFull(
+            message,
+            hint="try again after Retry-After seconds",
+            retry_after=max(1, math.ceil(min(waiting, default=1.0))),
+            for_all=for_all,
+            holds_s=min(HOLDS_S, HOLDS_PART * sum(waiting)),
+        )
 
     def _check_feasible(self, submission: Submission, deadline_ms: int) -> None:
         own = solo_seconds(submission, self.fleet.times())

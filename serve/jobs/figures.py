@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from copy import deepcopy
 
 from serve.assets.store import AssetStore
+from serve.errors import Unavailable
 from serve.jobs import gallery
 from serve.jobs.accounting import Accounting
 from serve.jobs.fleet import Fleet
@@ -16,7 +18,7 @@ from serve.jobs.stats import Recent, stats_of
 from serve.jobs.status import snapshot_of, status_of
 from serve.jobs.store import JobStore
 from serve.jobs.waiting import WaitingRoom
-from serve.messages import JobStatus, JobView, ServiceStats, ServiceStatus
+from serve.messages import JobStatus, JobView, Series, ServiceStats, ServiceStatus
 from serve.metrics.registry import Snapshot
 from serve.metrics.statistics import Statistics
 
@@ -66,8 +68,9 @@ class Figures:
         return snapshot_of(self._fleet, self._jobs.active(), self._accounting.model, self._uptime_s())
 
     async def metrics(self) -> str:
-        kept = await self._store.look(gallery.totals)
-        kept["zimage_cache_entries", ()] = len(self._results)
+        kept: dict[Series, float] = {("zimage_cache_entries", ()): len(self._results)}
+        with suppress(Unavailable):  # what the store would say is missing then; that it is away is told by the rest
+            kept |= await self._store.look(gallery.totals)
         return self._accounting.registry.render(kept | await self._assets.measure())
 
     def _uptime_s(self) -> float:

@@ -20,6 +20,7 @@ from serve.jobs.cached_rows import CachedRow, cached_rows
 from serve.jobs.commits import Batch, GroupCommit, Outcome
 from serve.jobs.deliveries import Deliveries
 from serve.jobs.keys import SqlKeys
+from serve.jobs.reading import reading
 from serve.jobs.record import JobRecord, first_row, from_row, searchable, state_row
 from serve.jobs.tables import jobs, migrate, writer
 from serve.messages import JobQuery, Submission
@@ -157,7 +158,7 @@ class SqlJobStore:
         )
 
     async def cached(self, since: float, max_bytes: int) -> list[CachedRow]:
-        async with self._engine.connect() as connection:
+        async with reading(self._engine) as connection:
             return await cached_rows(connection, since, max_bytes)
 
     async def get(self, job_id: str) -> JobRecord | None:
@@ -193,7 +194,7 @@ class SqlJobStore:
         return answer
 
     async def look(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
-        async with self._engine.connect() as connection:
+        async with reading(self._engine) as connection:
             return await work(connection)
 
     async def usage(self, user: str, at: float) -> Usage:
@@ -204,7 +205,7 @@ class SqlJobStore:
         await self._batch.applying()
 
     async def recall(self) -> dict[str, str]:
-        async with self._engine.connect() as connection:
+        async with reading(self._engine) as connection:
             return await state.read(connection)
 
     @property
@@ -213,7 +214,7 @@ class SqlJobStore:
         return self._writes.batch
 
     async def _read(self, statement: Select[Any]) -> list[JobRecord]:
-        async with self._engine.connect() as connection:
+        async with reading(self._engine) as connection:
             records = [from_row(row) for row in (await connection.execute(statement)).mappings()]
             return await gallery.mark(connection, records)
 
