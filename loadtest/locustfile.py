@@ -27,9 +27,7 @@ LOST, NO_SERVICE = 3, 4  # exit codes
 @events.init_command_line_parser.add_listener
 def options(parser: ArgumentParser) -> None:
     seed = secrets.randbelow(10**6)
-    parser.add_argument(
-        "--seed", type=int, default=seed, help="of what is asked for; a second run of one meets the cache"
-    )
+    parser.add_argument("--seed", type=int, default=seed, help="of what is asked for")
     parser.add_argument("--pace", type=float, default=1.0, help="thinking takes so many times as long as people's")
     parser.add_argument("--meeting-s", type=float, default=60.0, help="a meeting ends every so many seconds")
     parser.add_argument("--settle-s", type=float, default=120.0, help="after the end, accepted jobs may take so long")
