@@ -10,7 +10,7 @@ CHAOS_SEED ?= 7
 MINUTES ?= 30
 PIP_ARGS ?=
 # npm comes with some builds of nodejs, and cannot be installed beside these
-APT_PACKAGES := postgresql slapd prometheus chromium nginx-light libfaketime redis-server $(shell command -v npm >/dev/null || echo nodejs npm)
+APT_PACKAGES := postgresql slapd prometheus chromium nginx-light redis-server haproxy $(shell command -v npm >/dev/null || echo nodejs npm)
 NPM_PACKAGES := oidc-provider@9.13.3 axe-core@4.14.1
 
 # of `make loadtest`

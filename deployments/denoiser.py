@@ -73,11 +73,16 @@ class Denoiser:
             self._membership.settle(task.id)
         return generated
 
+    async def __del__(self) -> None:
+        """Called by Ray Serve when it has stopped this replica, and its pictures are done."""
+        await self._membership.leave()
+
     async def check_health(self) -> None:
         if self._engine.lost:
             raise RuntimeError("the device is lost")
         silent_s = self._engine.silent_s()
         if silent_s > STUCK_S:
+            self._membership.lost()
             raise RuntimeError(f"the engine has not moved for {silent_s:.0f} s")
 
     def _measured(self, state: ReplicaState) -> ReplicaState:

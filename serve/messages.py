@@ -381,9 +381,10 @@ TaskReport = TaskStepped | TaskPreview
 
 
 class Phase(StrEnum):
-    """What a replica is doing on its way to serving; one whose device is lost is on no way."""
+    """What a replica is doing on its way to serving; one that is lost, or about to be stopped, is on no way."""
 
     LOST = "device lost"
+    STOPPING = "stopping"
     STARTING = "starting"
     LOADING = "loading weights"
     WARMING_UP = "warming up"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ByteSize, ConfigDict, Field, model_validator
 
@@ -13,6 +14,8 @@ from serve.access_settings import AccessSettings
 from serve.adapter_settings import Adapter, AdapterName
 
 EMBEDDED = "embedded"
+SECRET_VARIABLE = "ZIMAGE_SECRET_KEY"
+RESERVED_MODEL_NAMES = ("text_encoder", "denoiser", "stats", ".", "..")
 EMBEDDED_FOLDER = Path(__file__).parent / "engine" / "tiny"
 
 Pixels = Annotated[int, Field(ge=64, le=4096, multiple_of=16)]
@@ -28,6 +31,13 @@ def _webhook_secret(text: str) -> str:
     return text
 
 
+def _free_under_v2(name: str) -> str:
+    """KServe's routes tell the whole from its parts, and from a route of their own, by the name alone."""
+    if name in RESERVED_MODEL_NAMES:
+        raise ValueError(f"{name!r} means something else under /v2; not {', '.join(RESERVED_MODEL_NAMES)}")
+    return name
+
+
 def _host_or_network(text: str) -> str:
     """An address, a CIDR, a name, or `*.` and a name."""
     if re.fullmatch(r"(\*\.)?([a-z0-9_-]+\.)*[a-z_-][a-z0-9_-]*", text, re.IGNORECASE):
@@ -36,6 +46,7 @@ def _host_or_network(text: str) -> str:
     return text
 
 
+ModelName = Annotated[str, AfterValidator(_free_under_v2)]
 WebhookSecret = Annotated[str, AfterValidator(_webhook_secret)]
 AllowedHost = Annotated[str, AfterValidator(_host_or_network)]
 
@@ -88,6 +99,13 @@ class LimitSettings(_Section):
     max_n: int = Field(10, ge=1, le=10)
     image_bytes: int = Field(20 << 20, ge=1024, description="of an input picture's file; a mask may have as many")
     image_pixels: int = Field(50_000_000, ge=4096, description="of an input picture, checked before it is decoded")
+
+
+class AutoscalingSettings(_Section):
+    """How fast TextEncoders and Denoisers follow the work, where the config gives them an `autoscaling_config`."""
+
+    drain_s: float = Field(30, gt=0, description="replicas are added until the backlog is worked off within this time")
+    quiet_s: float = Field(300, gt=0, description="replicas that were not wanted for this long are given up")
 
 
 class TimeoutSettings(_Section):
@@ -160,7 +178,7 @@ class Settings(_Section):
     """Everything that needs a restart to change."""
 
     model: str = Field(EMBEDDED, min_length=1, description="'embedded', a folder, or a hub id")
-    served_model_name: str = Field("z-image-turbo", pattern=r"^[A-Za-z0-9._-]{1,64}$")
+    served_model_name: ModelName = Field("z-image-turbo", pattern=r"^[A-Za-z0-9._-]{1,64}$")
     model_aliases: tuple[str, ...] = ("gpt-image-1", "gpt-image-1-mini", "gpt-image-1.5", "dall-e-3", "dall-e-2")
     data: Path = Field(Path("data"), description="assets, jobs and the link secret")
     shared_data: bool = Field(False, description="every node sees the same `data` folder, such as NFS")
@@ -198,10 +216,18 @@ class Settings(_Section):
     scheduler: SchedulerSettings = SchedulerSettings()
     limits: LimitSettings = LimitSettings()
     timeouts: TimeoutSettings = TimeoutSettings()
+    autoscaling: AutoscalingSettings = AutoscalingSettings()
     assets: AssetSettings = AssetSettings()
     webhooks: WebhookSettings = WebhookSettings()
     access: AccessSettings = AccessSettings()
     tracing: TracingSettings = TracingSettings()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _secret_of_the_environment(cls, given: Any) -> Any:
+        """On a cluster secrets are no part of a file."""
+        secret = os.environ.get(SECRET_VARIABLE)
+        return {"secret_key": secret} | given if secret and isinstance(given, dict) else given
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> Settings:
