@@ -3,10 +3,12 @@
     make soak MINUTES=30        or: python -m benchmarks.soak --minutes 30 [--json FILE]
 
 Starts the product with the embedded model and lets users of every kind at it: some draw and wait, some repeat what was
-drawn, watch streams and leave in the middle, cancel, browse, delete, send nonsense, or are refused. Resident memory,
-file handles, threads and asyncio tasks of every process are read every few seconds; the first third, in which caches
-fill and allocators find their size, is left out. Each has a straight line drawn through it: a quantity is flat when
-that line rises by less than the tolerance within the rest. Exits with 1 when one is not, or when a job was lost.
+drawn, watch streams and leave in the middle, cancel, browse, delete, send nonsense, or are refused. First they warm it
+up, for a third of the time, or twelve minutes where there are as many: caches fill, allocators find their size, and for
+ten minutes the Dispatcher remembers what has ended. Then everything comes to rest, is counted, goes on for the other
+part, and comes to rest again. File handles, threads and asyncio tasks of every process must be as many at rest as
+before; resident memory is read every few seconds, and the straight line through it must not rise by more than the
+tolerance. Exits with 1 when something rises, or when a job was lost.
 """
 
 from __future__ import annotations
@@ -33,9 +35,9 @@ import psutil
 from benchmarks.machine import facts
 from benchmarks.overhead import server
 
-SAMPLE_S = 5.0
+SAMPLE_S, REST_S, WARM_S = 5.0, 20.0, 720.0
 KINDS = ("Gateway", "Dispatcher", "Denoiser", "TextEncoder", "ProxyActor", "ServeController")
-TOLERANCES = {"MB": 12.0, "files": 6.0, "threads": 3.0, "tasks": 15.0}  # or a twentieth of what there is, where more
+TOLERANCES = {"MB": 12.0, "files": 6.0, "threads": 3.0, "tasks": 5.0}  # or a twentieth of what there is, where more
 ENDED = ("succeeded", "failed", "canceled", "expired")
 REPEATED = 20
 PROBE = Path(__file__).parent / "probe"
@@ -43,27 +45,38 @@ PROBE = Path(__file__).parent / "probe"
 Act = Callable[[httpx.AsyncClient, random.Random], Awaitable[int]]
 
 
+Counts = dict[tuple[str, str], float]  # by kind of process, and quantity
+
+
 @dataclass
 class Watch:
-    """Samples by kind of process and quantity."""
+    """`mb` is resident memory while there is load; `before` and `after` it, everything at rest."""
 
     tasks_in: Path
     at: list[float] = field(default_factory=list)
-    seen: dict[tuple[str, str], list[float]] = field(default_factory=dict)
+    mb: dict[str, list[float]] = field(default_factory=dict)
+    before: Counts = field(default_factory=dict)
+    after: Counts = field(default_factory=dict)
 
     async def run(self) -> None:
-        processes = {kind: found for kind in KINDS if (found := _processes(kind))}
         while True:
             self.at.append(time.monotonic())
-            for kind, found in processes.items():
-                self._add(kind, "MB", sum(process.memory_info().rss for process in found) / 1e6)
-                self._add(kind, "files", sum(process.num_fds() for process in found))
-                self._add(kind, "threads", sum(process.num_threads() for process in found))
-                self._add(kind, "tasks", sum(self._tasks(process.pid) for process in found))
+            for kind in KINDS:
+                if found := _processes(kind):
+                    mb = sum(process.memory_info().rss for process in found) / 1e6
+                    self.mb.setdefault(kind, []).append(mb)
             await asyncio.sleep(SAMPLE_S)
 
-    def _add(self, kind: str, quantity: str, value: float) -> None:
-        self.seen.setdefault((kind, quantity), []).append(value)
+    async def at_rest(self) -> Counts:
+        """Connections have closed, and what was cancelled has ended."""
+        await asyncio.sleep(REST_S)
+        counts: Counts = {}
+        for kind in KINDS:
+            if found := _processes(kind):
+                counts[kind, "files"] = sum(process.num_fds() for process in found)
+                counts[kind, "threads"] = sum(process.num_threads() for process in found)
+                counts[kind, "tasks"] = sum(self._tasks(process.pid) for process in found)
+        return counts
 
     def _tasks(self, pid: int) -> int:
         with contextlib.suppress(OSError, ValueError):
@@ -73,27 +86,30 @@ class Watch:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """What a quantity was, on average, and by how much its straight line rises in the time that counts."""
+    """What a quantity was, and by how much it rose in the time that counts."""
 
     process: str
     quantity: str
-    mean: float
+    was: float
     rise: float
     per_hour: float
 
     @property
     def flat(self) -> bool:
-        return self.rise <= max(TOLERANCES[self.quantity], 0.05 * self.mean)
+        return self.rise <= max(TOLERANCES[self.quantity], 0.05 * self.was)
 
 
 def lines(watch: Watch) -> list[Line]:
-    start = len(watch.at) // 3
+    at = np.array(watch.at) - watch.at[0]
+    hours = float(at[-1]) / 3600
     found = []
-    for (kind, quantity), values in watch.seen.items():
-        at, counted = np.array(watch.at[start : len(values)]), np.array(values[start:])
-        slope = float(np.polyfit(at - at[0], counted, 1)[0])
-        found.append(Line(kind, quantity, float(counted.mean()), slope * float(at[-1] - at[0]), 3600 * slope))
-    return found
+    for kind, mb in watch.mb.items():
+        rise = float(np.polyfit(at[: len(mb)], np.array(mb), 1)[0]) * float(at[-1])
+        found.append(Line(kind, "MB", float(np.mean(mb)), rise, rise / hours))
+    for (kind, quantity), was in watch.before.items():
+        rise = watch.after.get((kind, quantity), 0.0) - was
+        found.append(Line(kind, quantity, was, rise, rise / hours))
+    return sorted(found, key=lambda line: KINDS.index(line.process))
 
 
 # --- users
@@ -199,13 +215,24 @@ async def unfinished(url: str) -> int:
 
 
 async def soak(port: int, minutes: float, tasks_in: Path) -> tuple[Watch, Counter[str], int]:
-    url, until, answers = f"http://127.0.0.1:{port}", time.monotonic() + 60 * minutes, Counter[str]()
-    watch = Watch(tasks_in)
+    url, answers, watch = f"http://127.0.0.1:{port}", Counter[str](), Watch(tasks_in)
+    seconds = 60 * minutes
+    warming_s = max(seconds / 3, min(WARM_S, seconds / 2))
+    await load(url, warming_s, answers)
+    left = await unfinished(url)
+    watch.before = await watch.at_rest()
     watching = asyncio.create_task(watch.run())
-    await asyncio.gather(*(user(act, url, until, seed, answers) for seed, act in enumerate(USERS)))
+    await load(url, seconds - warming_s, answers)
     watching.cancel()
     await asyncio.gather(watching, return_exceptions=True)
-    return watch, answers, await unfinished(url)
+    left += await unfinished(url)
+    watch.after = await watch.at_rest()
+    return watch, answers, left
+
+
+async def load(url: str, seconds: float, answers: Counter[str]) -> None:
+    until = time.monotonic() + seconds
+    await asyncio.gather(*(user(act, url, until, seed, answers) for seed, act in enumerate(USERS)))
 
 
 def _processes(kind: str) -> list[psutil.Process]:
@@ -221,7 +248,7 @@ def _processes(kind: str) -> list[psutil.Process]:
 def report(minutes: float, found: list[Line], answers: Counter[str], left: int) -> str:
     machine = facts()
     rows = [
-        f"| {line.process} | {line.quantity} | {line.mean:.0f} | {line.rise:+.1f} | {line.per_hour:+.1f} | "
+        f"| {line.process} | {line.quantity} | {line.was:.0f} | {line.rise:+.1f} | {line.per_hour:+.1f} | "
         f"{'flat' if line.flat else 'RISES'} |"
         for line in found
     ]
@@ -231,7 +258,7 @@ def report(minutes: float, found: list[Line], answers: Counter[str], left: int) 
             f"{machine['python']}; {minutes:g} minutes, {sum(answers.values())} acts, load average at the end "
             f"{os.getloadavg()[0]:.1f}; {left} jobs have not ended",
             "",
-            "| process | quantity | mean | rise | per hour | |",
+            "| process | quantity | was | rise | per hour | |",
             "|---|---|---|---|---|---|",
             *rows,
             "",

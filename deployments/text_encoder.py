@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
@@ -26,6 +27,7 @@ WARM_UP = ["a", "a red fox on a yellow background " * 20]
 class TextEncoder:
     async def __init__(self, settings: Settings, folder: Path, node: str | None = None) -> None:  # type: ignore[misc]  # Ray Serve awaits it
         nodes.stay(node)
+        from serve.engine.identity import identity_of  # noqa: PLC0415
         from serve.engine.open import Placement, open_text_encoder  # noqa: PLC0415
 
         placement = Placement.choose(settings)
@@ -38,7 +40,8 @@ class TextEncoder:
         membership.progress(Phase.WARMING_UP)
         await self._on_device(self._encoder.encode, WARM_UP)
         self._encode.set_max_batch_size(settings.scheduler.encode_batch)
-        membership.ready(state, lambda state: state)
+        identity = await asyncio.to_thread(identity_of, folder, str(placement))
+        membership.ready(replace(state, engine=identity), lambda state: state)
 
     async def __del__(self) -> None:
         """Called by Ray Serve when it has stopped this replica, and its prompts are encoded."""

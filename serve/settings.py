@@ -15,6 +15,7 @@ from serve.adapter_settings import Adapter, AdapterName
 
 EMBEDDED = "embedded"
 SECRET_VARIABLE = "ZIMAGE_SECRET_KEY"
+RESERVED_MODEL_NAMES = ("text_encoder", "denoiser", "stats", ".", "..")
 EMBEDDED_FOLDER = Path(__file__).parent / "engine" / "tiny"
 
 Pixels = Annotated[int, Field(ge=64, le=4096, multiple_of=16)]
@@ -30,6 +31,13 @@ def _webhook_secret(text: str) -> str:
     return text
 
 
+def _free_under_v2(name: str) -> str:
+    """KServe's routes tell the whole from its parts, and from a route of their own, by the name alone."""
+    if name in RESERVED_MODEL_NAMES:
+        raise ValueError(f"{name!r} means something else under /v2; not {', '.join(RESERVED_MODEL_NAMES)}")
+    return name
+
+
 def _host_or_network(text: str) -> str:
     """An address, a CIDR, a name, or `*.` and a name."""
     if re.fullmatch(r"(\*\.)?([a-z0-9_-]+\.)*[a-z_-][a-z0-9_-]*", text, re.IGNORECASE):
@@ -38,6 +46,7 @@ def _host_or_network(text: str) -> str:
     return text
 
 
+ModelName = Annotated[str, AfterValidator(_free_under_v2)]
 WebhookSecret = Annotated[str, AfterValidator(_webhook_secret)]
 AllowedHost = Annotated[str, AfterValidator(_host_or_network)]
 
@@ -169,7 +178,7 @@ class Settings(_Section):
     """Everything that needs a restart to change."""
 
     model: str = Field(EMBEDDED, min_length=1, description="'embedded', a folder, or a hub id")
-    served_model_name: str = Field("z-image-turbo", pattern=r"^[A-Za-z0-9._-]{1,64}$")
+    served_model_name: ModelName = Field("z-image-turbo", pattern=r"^[A-Za-z0-9._-]{1,64}$")
     model_aliases: tuple[str, ...] = ("gpt-image-1", "gpt-image-1-mini", "gpt-image-1.5", "dall-e-3", "dall-e-2")
     data: Path = Field(Path("data"), description="assets, jobs and the link secret")
     shared_data: bool = Field(False, description="every node sees the same `data` folder, such as NFS")

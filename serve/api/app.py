@@ -25,6 +25,7 @@ from serve.api import (
     ops,
     page,
     presets_routes,
+    sign_in,
     webhooks,
     ws,
 )
@@ -101,6 +102,7 @@ def create_app(
         inputs_routes,
         presets_routes,
         me,
+        sign_in,
         admin,
         admin_keys,
         ops,

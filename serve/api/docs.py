@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from fastapi import FastAPI
@@ -45,6 +46,7 @@ _ERRORS = {
     422: "the `Idempotency-Key` was sent before with another body",
     429: "over the quota: `Retry-After` says when there is more",
     500: "our fault",
+    502: "the OpenID provider's answer proves nothing",
     503: "not ready, queue full, deadline, or timed out: `Retry-After` says when to try again",
     507: "the asset store is full",
 }
@@ -60,10 +62,29 @@ def _images(description: str) -> dict[str, Any]:
     return {"description": description, "content": content}
 
 
+def event_stream() -> dict[str, Any]:
+    """The content of an answer of server-sent events, each with JSON in its data; as FastAPI describes its own."""
+    data = {"type": "string", "contentMediaType": "application/json"}
+    event = {"type": "object", "properties": {"event": {"type": "string"}, "id": {"type": "string"}, "data": data}}
+    return {"text/event-stream": {"itemSchema": event | {"required": ["data"]}}}
+
+
+def links(parameter: str, pointer: str, *routes: str) -> dict[str, Any]:
+    """What the answer has at `pointer` is the `parameter` of other routes, such as "GET /v1/jobs/{job_id}"."""
+    value = {parameter: f"$response.body#{pointer}"}
+    return {"links": {re.sub(r"[^a-z0-9]+", "_", route.lower()).strip("_"): _link(route, value) for route in routes}}
+
+
+def _link(route: str, parameters: dict[str, str]) -> dict[str, Any]:
+    method, path = route.split(" ")
+    escaped = path.replace("~", "~0").replace("/", "~1")
+    return {"operationRef": f"#/paths/{escaped}/{method.lower()}", "parameters": parameters}
+
+
 def generated() -> dict[str, Any]:
     images = _images("the pictures as JSON, one as raw bytes by `Accept`, or events where `stream` is true")
-    json = {"application/json": {"schema": {"type": "object"}}, "text/event-stream": {"schema": {"type": "string"}}}
-    return images | {"content": json | images["content"]}
+    json = {"application/json": {"schema": {"type": "object"}}}
+    return images | {"content": json | event_stream() | images["content"]}
 
 
 def _body(schema: dict[str, Any], required: bool = True) -> dict[str, Any]:
@@ -75,11 +96,49 @@ def _overrides() -> dict[str, Any]:
     return {key: value for key, value in schema.items() if key != "required"} | {"title": "ImageJobOverrides"}
 
 
+def _text_to_image_parameters() -> dict[str, Any]:
+    """Those of a generation, but for what Hugging Face says in other words, or has no word for."""
+    known = GenerationBody.model_json_schema()["properties"]
+    own = {name: known[name] for name in known if name not in ("prompt", "size", "n", "stream", "response_format")}
+    side = {"type": "integer", "multipleOf": 16, "minimum": 64}
+    return {
+        "anyOf": [
+            {
+                "type": "object",
+                "properties": own | {"width": side, "height": side},
+                "dependentRequired": {"width": ["height"], "height": ["width"]},
+            },
+            {"type": "null"},
+        ]
+    }
+
+
 def _json(description: str) -> dict[str, Any]:
     return {"description": description, "content": {"application/json": {"schema": {"type": "object"}}}}
 
 
-_TAKEN = {200: _json("the job, ended within `Prefer: wait`, or replayed"), 202: _json("the job, with its `Location`")}
+_OF_A_JOB = links(
+    "job_id",
+    "/id",
+    "GET /v1/jobs/{job_id}",
+    "GET /v1/jobs/{job_id}/events",
+    "POST /v1/jobs/{job_id}/cancel",
+    "POST /v1/jobs/{job_id}/rerun",
+    "DELETE /v1/jobs/{job_id}",
+)
+_OF_A_MODEL = links("model", "/data/0/id", "GET /v1/models/{model}")
+_OF_A_PICTURE = links(
+    "asset_id",
+    "/data/0/id",
+    "GET /v1/assets/{asset_id}",
+    "GET /v1/assets/{asset_id}/thumbnail",
+    "GET /v1/assets/{asset_id}/metadata",
+    "DELETE /v1/assets/{asset_id}",
+)
+_TAKEN = {
+    200: _json("the job, ended within `Prefer: wait`, or replayed"),
+    202: _json("the job, with its `Location`") | _OF_A_JOB,
+}
 
 GENERATION: dict[str, Any] = {
     "summary": "Draw pictures from a prompt",
@@ -93,7 +152,7 @@ TEXT_TO_IMAGE: dict[str, Any] = {
             "title": "TextToImage",
             "type": "object",
             "required": ["inputs"],
-            "properties": {"inputs": {"type": "string"}, "parameters": {"type": "object"}},
+            "properties": {"inputs": {"type": "string"}, "parameters": _text_to_image_parameters()},
         }
     ),
     "responses": {200: _images("the picture"), **errors(400, 401, 403, 404, 408, 413, 429, 500, 503, 507)},
@@ -127,7 +186,7 @@ DELETE_JOB: dict[str, Any] = {
 JOB_EVENTS: dict[str, Any] = {
     "summary": "A job's events until it ends",
     "responses": {
-        200: {"description": "server-sent events", "content": {"text/event-stream": {"schema": {"type": "string"}}}},
+        200: {"description": "server-sent events", "content": event_stream()},
         204: {"description": "the job has ended and you have seen its end"},
         **errors(400, 401, 403, 404, 500, 503),
     },
@@ -137,7 +196,10 @@ WEBHOOK_SECRET: dict[str, Any] = {
     "responses": errors(401, 403, 500, 503),
 }
 QUEUE: dict[str, Any] = {"summary": "The queue, and your jobs in it", "responses": errors(401, 403, 500, 503)}
-MODELS: dict[str, Any] = {"summary": "The models there are", "responses": errors(401, 403, 500, 503)}
+MODELS: dict[str, Any] = {
+    "summary": "The models there are",
+    "responses": {200: _OF_A_MODEL, **errors(401, 403, 500, 503)},
+}
 MODEL: dict[str, Any] = {"summary": "One model", "responses": errors(401, 403, 404, 500, 503)}
 PRESETS: dict[str, Any] = {
     "summary": "The presets and styles there are",
@@ -145,6 +207,14 @@ PRESETS: dict[str, Any] = {
         200: _json("presets, styles and model aliases, and the version at work"),
         304: {"description": "unchanged, by `If-None-Match`"},
         **errors(401, 403, 500, 503),
+    },
+}
+PRESET_PICTURE: dict[str, Any] = {
+    "summary": "The small picture that stands for a preset or a style",
+    "responses": {
+        200: _images("a small picture"),
+        304: {"description": "unchanged, by `If-None-Match`"},
+        **errors(401, 403, 404, 500, 503),
     },
 }
 CONFIG: dict[str, Any] = {
@@ -186,7 +256,10 @@ ASSET_METADATA: dict[str, Any] = {
     "summary": "What is known of one of your pictures",
     "responses": errors(401, 403, 404, 500, 503),
 }
-LIST_ASSETS: dict[str, Any] = {"summary": "Your pictures, newest first", "responses": errors(400, 401, 403, 500, 503)}
+LIST_ASSETS: dict[str, Any] = {
+    "summary": "Your pictures, newest first",
+    "responses": {200: _OF_A_PICTURE, **errors(400, 401, 403, 500, 503)},
+}
 DELETE_ASSET: dict[str, Any] = {
     "summary": "Delete one of your pictures",
     "status_code": 204,
@@ -223,6 +296,23 @@ DELETE_SESSION: dict[str, Any] = {
     "summary": "Forget the cookie",
     "status_code": 204,
     "responses": errors(401, 403, 500, 503),
+}
+_REDIRECT = {"description": "to the provider, or back to the page"}
+SIGN_IN_METHODS: dict[str, Any] = {"summary": "How one can come in", "responses": errors(500, 503)}
+SIGN_IN_THERE: dict[str, Any] = {
+    "summary": "Sign in at the OpenID provider, with a browser",
+    "status_code": 302,
+    "responses": {302: _REDIRECT, **errors(404, 500, 503)},
+}
+SIGN_IN_BACK: dict[str, Any] = {
+    "summary": "Where the OpenID provider sends the browser back to",
+    "status_code": 302,
+    "responses": {302: _REDIRECT, **errors(400, 403, 404, 500, 502, 503)},
+}
+SIGN_OUT_THERE: dict[str, Any] = {
+    "summary": "Sign out at the OpenID provider too",
+    "status_code": 302,
+    "responses": {302: _REDIRECT, **errors(404, 500, 503)},
 }
 KEYS: dict[str, Any] = {
     "summary": "All API keys, without the keys themselves",

@@ -26,6 +26,7 @@ from serve.api.generation import PICTURES, GenerationBody, parse
 from serve.api.how import adapters_json
 from serve.api.idempotency import keyed
 from serve.api.input_images import Given, kept, opened
+from serve.api.limits_json import limits_json
 from serve.api.order import MASKED_STRENGTH, STRENGTH, Order, resolve
 from serve.api.sse import EventStream
 from serve.errors import NotFound, ZImageError
@@ -63,13 +64,13 @@ async def answer(request: Request, door: Door, order: Order) -> Response:
 @router.get("/models", **MODELS)
 async def list_models(door: TheDoor) -> dict[str, Any]:
     names = checks.model_names(door.settings, door.presets.value.aliases)
-    return {"object": "list", "data": [_model(door, name) for name in names]}
+    return {"object": "list", "data": [_model(door, name) | limits_json(door.settings) for name in names]}
 
 
 @router.get("/models/{model}", **MODEL)
 async def get_model(model: str, door: TheDoor) -> dict[str, Any]:
     checks.model(model, door.settings, door.presets.value.aliases)
-    return _model(door, model)
+    return _model(door, model) | limits_json(door.settings)
 
 
 def _model(door: Door, name: str) -> dict[str, Any]:

@@ -105,7 +105,6 @@ class Flight:
     extension: Extension | None = None
     retried: int = -1
     started_at: float = 0.0
-    denoised_at: float = 0.0
     denoise_s: float = 0.0
     executions: float = 0.0
 
@@ -129,18 +128,21 @@ class Flight:
         here = (self.schedule, self.step, g.height, g.width, self.extension)
         return [Row(self.latents, caption, *here) for caption in captions]
 
-    def move(self, velocity: Tensor, seconds: float, members: int) -> Tensor:
-        """Takes the step along `velocity` [N, 4 * C], one of so many; returns what it lets expect of the picture."""
+    def move(self, velocity: Tensor) -> Tensor:
+        """Takes the step along `velocity` [N, 4 * C]; returns what it lets expect of the picture."""
         sigma, following = self.schedule.sigmas[self.step], self.schedule.sigmas[self.step + 1]
         moved = self.latents + (following - sigma) * velocity
         expected = moved - following * velocity
         self.latents = moved if self.kept is None else self.kept.blend(moved, following)
         self.step += 1
-        self.denoise_s += seconds
-        self.executions += 1 / (members * self.generation.steps_taken)
         self.entry.steps_left -= 1
         self.take_only_needed()
         return expected if self.kept is None else self.kept.blend(expected, 0.0)
+
+    def took(self, seconds: float, members: int) -> None:
+        """The device's time for a step, one of so many members."""
+        self.denoise_s += seconds
+        self.executions += 1 / (members * self.generation.steps_taken)
 
     def take_only_needed(self) -> None:
         """From the step on at which guidance is cut off, the negative prompt takes no part."""

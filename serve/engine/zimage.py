@@ -14,6 +14,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from serve.engine.graphs import Graphs, Stage, run_stages
@@ -146,6 +147,12 @@ class Row:
     extension: Extension | None = None
 
 
+def transferred(tensor: Tensor, device: torch.device) -> Tensor:
+    """On the device; to a GPU through page-locked memory, so that the caller need not wait for what it does before."""
+    locked = device.type == "cuda" and tensor.device.type == "cpu"
+    return tensor.pin_memory().to(device, non_blocking=True) if locked else tensor.to(device)
+
+
 def pad_length(length: int) -> int:
     return -(-length // SEQUENCE_MULTIPLE) * SEQUENCE_MULTIPLE
 
@@ -205,7 +212,7 @@ class ZImageTransformer:
         """Initial latents [N, 4 * C] fp32, drawn on the CPU: the same picture on every device and batch position."""
         generator = torch.Generator().manual_seed(seed)
         shape = (1, self.channels, height // 8, width // 8)
-        return patchify(torch.randn(shape, generator=generator, dtype=torch.float32)[0]).to(self.device)
+        return transferred(patchify(torch.randn(shape, generator=generator, dtype=torch.float32)[0]), self.device)
 
     def extend(self, adapter: Adapter, scale: float) -> Extension:
         """What captions, schedules and rows of a request with this adapter are made with."""
@@ -215,12 +222,27 @@ class ZImageTransformer:
     def caption(self, embeddings: Tensor, extension: Extension | None = None) -> Caption:
         """embeddings [L, C] from the text encoder -> refined caption; pads are learned tokens, not masked ones."""
         length, total = len(embeddings), pad_length(len(embeddings))
+        if self.graphs is None or extension is not None:
+            return self._refine(embeddings, extension)
+        real = torch.arange(total) < length
+        rows = [F.pad(embeddings.to(self.dtype), (0, 0, 0, total - length)), real]
+        inputs = [[transferred(row, self.device)] for row in rows]
+        (tokens,) = self.graphs.run(("caption", total), inputs, [partial(self._refine_padded, total)])
+        return Caption(tokens[0].clone())
+
+    def _refine(self, embeddings: Tensor, extension: Extension | None) -> Caption:
+        length, total = len(embeddings), pad_length(len(embeddings))
         with extended(self._modules, extension):
             tokens = self._caption_embedder(embeddings.to(self.device, self.dtype))
         if total > length:
             tokens = torch.cat([tokens, self._caption_pad.expand(total - length, -1)])
         terms = terms_of(extension, "context_refiner", range(len(self._refine_caption.blocks)))
         return Caption(self._refine_caption(tokens[None], self._caption_rope(total), None, terms)[0])
+
+    def _refine_padded(self, total: int, inputs: Sequence[Tensor], _: Tensor | None) -> Tensor:
+        """inputs: embeddings [1, L, C] with whatever behind the real ones, and [1, L] that says which these are."""
+        tokens = torch.where(inputs[1].unsqueeze(-1), self._caption_embedder(inputs[0]), self._caption_pad)
+        return self._refine_caption(tokens, self._caption_rope(total), None)
 
     def schedule(self, steps: int, image_tokens: int, extension: Extension | None = None) -> Schedule:
         """Sigmas by the model's own scheduler; `image_tokens` matters only where its shift depends on resolution."""

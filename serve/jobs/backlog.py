@@ -47,7 +47,7 @@ class Backlog:
             self._prompt_s += (SMOOTHING if self._prompt_s else 1.0) * (encoded_s / prompts - self._prompt_s)
 
     def measure(self) -> dict[str, Demand]:
-        """By role. Jobs that are being stopped are no work; a prompt is, until its first step shows it encoded."""
+        """By role. Jobs that are being stopped are no work; a prompt is, until a first step shows it to be encoded."""
         now = self._clock()
         elapsed_s, self._asked = now - self._asked, now
         encoded_s, self._encoded_s = self._encoded_s, 0.0

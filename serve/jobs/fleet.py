@@ -64,7 +64,7 @@ class Fleet:
         self._lost = lost
         self._silence_s = SILENT_BEATS * heartbeat_s
         self._replicas: dict[str, Replica] = {}
-        self._engine = ""
+        self._engines: dict[str, str] = {}
         self._adapters: dict[str, list[str]] = {}
         self._sole: str | None = None
         self._times = StepTimes()
@@ -86,8 +86,9 @@ class Fleet:
         if state.phase is Phase.READY:
             self.sleepers.awake(state.role, state.warmup_s, now)
             self._times = times if state.role == "denoiser" else self._times
-        engines = {r.state.engine for r in self._role("denoiser") if r.state.phase is Phase.READY}
-        self._engine = "+".join(sorted(engines)) if engines else self._engine
+        ready = {r.state.engine for r in self._role(state.role) if r.state.phase is Phase.READY} - {""}
+        if ready:
+            self._engines[state.role] = "+".join(sorted(ready))
         self._learn_adapters()
         self.was_ready = self.was_ready or self.whole
         return state.phase is Phase.READY and not ready_before
@@ -171,15 +172,15 @@ class Fleet:
 
     @property
     def engine(self) -> str:
-        """What draws the pictures: that of the ready denoisers, or of those that were the last."""
-        return self._engine
+        """What draws the pictures: all that are ready, denoisers and text encoders, or those that were the last."""
+        return "/".join(engine for _, engine in sorted(self._engines.items()))
 
     def engine_of(self, request: ImageRequest) -> str:
         """With the files of the adapter that a request names; empty while nobody knows them."""
-        if request.adapter is None or not self._engine:
-            return self._engine
+        if request.adapter is None or not self.engine:
+            return self.engine
         files = self._adapters.get(request.adapter, ())
-        return "+".join([self._engine, *files]) if files else ""
+        return "+".join([self.engine, *files]) if files else ""
 
     def states(self) -> list[ReplicaState]:
         return [replica.state for replica in self._replicas.values()]

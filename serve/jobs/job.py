@@ -281,7 +281,7 @@ class Job:
             encode_ms=1e3 * max(image.encode_s for image in images),
             denoise_ms=1e3 * sum(image.denoise_s for image in images),
             decode_ms=1e3 * sum(image.decode_s for image in images),
-            total_ms=1e3 * (time.time() - self.created_at),
+            total_ms=1e3 * max(0.0, time.time() - self.created_at),
         )
 
     def _event(self, kind: type[Event], data: dict[str, Any]) -> Event:

@@ -126,7 +126,8 @@ class WaitingRoom:
             if (wanted is not None and job.id not in wanted) or before == known:
                 continue
             pause = 0.0 if wanted is not None else min(LONGEST_PAUSE_S, PAUSE_PER_POSITION_S * position)
-            if before is None or before[2] != known[2] or time.time() - job.told_at() >= pause:
+            since_s = abs(time.time() - job.told_at())  # the clock may have been put back
+            if before is None or before[2] != known[2] or since_s >= pause:
                 job.emit(Queued, position=position, length=len(waiting), eta_seconds=eta)
             else:
                 self.moved = True

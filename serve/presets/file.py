@@ -31,6 +31,7 @@ def _says_something(fragment: str) -> str:
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
 Template = Annotated[str, Field(max_length=4000), AfterValidator(_one_slot)]
+PictureName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_-]*([./][A-Za-z0-9_-]+)*\.(webp|png|jpe?g)$")]
 Banned = Annotated[str, Field(max_length=200), AfterValidator(_says_something)]
 
 
@@ -60,6 +61,7 @@ class Style(_Entry):
     title: Words
     description: Words | None = None
     models: tuple[str, ...] = Field(("*",), min_length=1)
+    picture: PictureName | None = None
     prompt: Template
     negative_prompt: str = Field("", max_length=4000)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import threading
 from typing import Any
 
 import httpx
@@ -11,6 +12,9 @@ import openai as sdk
 import pytest
 from openai import AsyncOpenAI
 from PIL import Image
+
+from serve.api import input_images
+from serve.inputs import source
 
 PROMPT = "a red fox on a yellow background"
 
@@ -256,7 +260,39 @@ async def test_an_idempotency_key_stands_for_the_picture_too(client: httpx.Async
     refused(other, 422, "idempotency_key_reused")
 
 
+async def test_the_event_loop_goes_on_while_a_picture_is_decoded(client: httpx.AsyncClient, monkeypatch) -> None:
+    threads = list[threading.Thread]()
+
+    def decoded(*given, **how):
+        threads.append(threading.current_thread())
+        return source(*given, **how)
+
+    monkeypatch.setattr(input_images, "source", decoded)
+    body = {"prompt": PROMPT, "image": b64(file()), "strength": 0.1}
+    assert (await client.post("/v1/images/edits", json=body)).status_code == 200
+    assert threads
+    assert threading.current_thread() not in threads
+
+
 async def test_models_say_that_they_take_pictures(client: httpx.AsyncClient, settings) -> None:
     model = (await client.get("/v1/models/z-image-turbo")).json()
     assert model["input_modalities"] == ["text", "image"]
     assert model["image_input"]["max_bytes"] == settings.limits.image_bytes
+
+
+async def test_kserve_takes_a_picture_as_a_parameter(client: httpx.AsyncClient, picture) -> None:
+    given = {"image": b64(half_see_through()), "mask": b64(half_see_through()), "strength": 0.9}
+    url = "/v2/models/z-image-turbo/generate"
+    flat = await client.post(url, json={"prompt": PROMPT, "seed": 5, "steps": 8} | given)
+    plain = await client.post("/v1/images/edits", json={"prompt": PROMPT, "seed": 5} | given)
+    assert flat.status_code == plain.status_code == 200, flat.text
+    assert Image.open(io.BytesIO(base64.b64decode(flat.json()["image_bytes"]))).size == (96, 64)
+    assert flat.json()["image_bytes"] == plain.json()["data"][0]["b64_json"]
+    inputs = [{"name": "prompt", "datatype": "BYTES", "shape": [2, 1], "data": [PROMPT, PROMPT]}]
+    infer = url.replace("generate", "infer")
+    rows = await client.post(
+        infer, json={"inputs": inputs, "parameters": {"image": f"asset:{plain.json()['data'][0]['asset_id']}"}}
+    )
+    assert rows.status_code == 200, rows.text
+    wrong = await client.post(infer, json={"inputs": inputs, "parameters": {"image": 5}})
+    assert (wrong.status_code, wrong.json()["error"]) == (400, "the parameter image is not a string")

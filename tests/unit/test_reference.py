@@ -58,7 +58,7 @@ def test_quotas_and_estimates_count_the_steps_taken() -> None:
     assert replace(half, guidance=5.0).amount.pixel_steps == 64 * 64 * 4 * 2 * 2
     times = StepTimes.from_table({"step_1": {"96": 1.0}, "decode": {"4096": 0.25}})
     assert solo_seconds(Submission(job_id="j", request=TEXT, prompt_tokens=32), times) == 8.25
-    assert solo_seconds(Submission(job_id="j", request=half, prompt_tokens=32), times) == 2 * 4.5
+    assert solo_seconds(Submission(job_id="j", request=half, prompt_tokens=32), times) == 2 * (4 + 1.5 * 0.25)
 
 
 def test_cache_keys_of_text_are_what_they_were_and_inputs_make_others() -> None:

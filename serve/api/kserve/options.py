@@ -22,6 +22,8 @@ class Options:
     preset: str | None = None
     style_preset: str | None = None
     how: Mapping[str, Any] = field(default_factory=dict)
+    image: str | None = None
+    mask: str | None = None
 
 
 def read_options(parameters: Any) -> Options:
@@ -39,7 +41,9 @@ def read_options(parameters: Any) -> Options:
         timeout_s=timeout_us / 1e6 if timeout_us else None,
         preset=_text(parameters, "preset"),
         style_preset=_text(parameters, "style_preset"),
-        how={name: parameters[name] for name in FIELDS if name in parameters},
+        how={name: parameters[name] for name in (*FIELDS, "strength") if name in parameters},
+        image=_text(parameters, "image"),
+        mask=_text(parameters, "mask"),
     )
 
 
