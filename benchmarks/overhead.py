@@ -133,10 +133,10 @@ async def run(bare: Bare, served: Served, rounds: int, pictures: int) -> list[Ro
 
 
 @contextlib.contextmanager
-def server() -> Iterator[int]:
+def server(config: str | Path = "config/serve.yaml") -> Iterator[int]:
     """`make serve` on a free port; its port."""
     with tempfile.TemporaryDirectory() as data, socket_port() as port:
-        command = [sys.executable, "-m", "deployments.run", "config/serve.yaml", "--port", str(port), "--data", data]
+        command = [sys.executable, "-m", "deployments.run", str(config), "--port", str(port), "--data", data]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             wait_until_ready(port, process)

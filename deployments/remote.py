@@ -22,8 +22,9 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
 from serve.access.keys import ApiKey
-from serve.errors import NotFound, StaleWriter, Unavailable, ZImageError
+from serve.errors import NotFound, QueueFull, StaleWriter, Unavailable, ZImageError
 from serve.jobs.fleet import ReplicaGone
+from serve.jobs.standing import StandingRefusals
 from serve.messages import (
     AssetQuery,
     AssetView,
@@ -54,6 +55,7 @@ T = TypeVar("T")
 RETRY_EVERY_S = 0.2
 GIVE_UP_S = 60.0
 CANCEL_S = 5.0
+KILLED = "killed by `ray.kill`"  # in Ray's error: what died by itself, or with its node, has another reason
 KEEP_ENDED_S = 5.0  # for the caller, who is about to watch
 
 
@@ -96,7 +98,7 @@ class RemoteBackend:
             await self._stop(response)
             raise
         except RayActorError as error:
-            raise ReplicaGone(task.replica_id) from error
+            raise ReplicaGone(task.replica_id, killed=KILLED in str(error)) from error
         except (TaskCancelledError, RayServeException, RayError) as error:
             if isinstance(error, RayTaskError) and not _upstream_died(error):
                 raise
@@ -123,6 +125,9 @@ class RemoteDispatcher:
 
     async def heartbeat(self, state: ReplicaState, tally: Tally | None) -> None:
         await _outcome(self.handle.heartbeat.remote(state, tally))
+
+    async def leave(self, replica_id: str) -> None:
+        await _outcome(self.handle.leave.remote(replica_id))
 
     async def report(self, reports: list[TaskReport]) -> None:
         await _outcome(self.handle.report.remote(reports))
@@ -161,6 +166,7 @@ class RemoteService:
         self._mailboxes: dict[str, _Mailbox] = {}
         self._tickets = itertools.count(1)
         self._left: dict[str, int] = {}
+        self._refusals = StandingRefusals()
         self._epoch = ""
         self._announced = 0
         self._on_config: Callable[[], Coroutine[Any, Any, None]] | None = None
@@ -178,6 +184,7 @@ class RemoteService:
             self._link.cancel()
 
     async def submit(self, submission: Submission) -> str:
+        self._check_room(submission)
         mailbox = self._open_mailbox(submission.job_id)
         send = partial(self._dispatcher.submit.remote, submission, self._gateway_id, mailbox.ticket)
         job_id: str | None = None
@@ -187,11 +194,22 @@ class RemoteService:
                 mailbox.put(event)
             if mailbox.ended:
                 asyncio.get_running_loop().call_later(KEEP_ENDED_S, self._tidy, submission.job_id, mailbox)
+        except QueueFull as refusal:
+            self._refusals.heard(refusal, submission.user)
+            raise
         finally:
             if job_id != submission.job_id:
                 self._close_mailbox(submission.job_id)
         assert job_id is not None
         return job_id
+
+    def _check_room(self, submission: Submission) -> None:
+        """Raises QueueFull where the Dispatcher has just said so: it need not hear of each one, only of how many."""
+        try:
+            self._refusals.check(submission)
+        except QueueFull as refusal:
+            self.recorder.count("zimage_refusals_total", refusal.code)
+            raise
 
     async def watch(self, job_id: str, after: int = 0) -> AsyncIterator[Event]:
         mail: asyncio.Queue[Event | ZImageError] = asyncio.Queue()

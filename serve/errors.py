@@ -126,6 +126,30 @@ class Forbidden(ZImageError):
     status, code, type = 403, "forbidden", "permission_error"
 
 
+class SignInExpired(ZImageError):
+    """The answer of an OpenID provider to a sign-in that was not begun in this browser, or is too old, or is over."""
+
+    status, code, type = 400, "sign_in_expired", "invalid_request_error"
+
+
+class SignInRefused(ZImageError):
+    """The OpenID provider says no, or the user does there."""
+
+    status, code, type = 403, "sign_in_refused", "permission_error"
+
+
+class SignInFailed(ZImageError):
+    """An OpenID provider's answer that proves nothing."""
+
+    status, code = 502, "sign_in_failed"
+
+
+class TooManySignIns(ZImageError):
+    """Wrong keys or passwords, again and again."""
+
+    status, code, type = 429, "too_many_sign_ins", "rate_limit_error"
+
+
 class QuotaExceeded(ZImageError):
     status, code, type = 429, "quota_exceeded", "rate_limit_error"
 
@@ -145,7 +169,33 @@ class NotReady(Unavailable):
 
 
 class QueueFull(Unavailable):
+    """No place for anybody, or, where not `for_all`, for this user. It will be so for `holds_s` seconds at least."""
+
     code = "queue_full"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str | None = None,
+        retry_after: int | None = None,
+        for_all: bool = True,
+        holds_s: float = 0.0,
+    ) -> None:
+        super().__init__(message, hint=hint, retry_after=retry_after)
+        self.for_all = for_all
+        self.holds_s = holds_s
+
+    def again(self) -> QueueFull:
+        """The same, to be raised for another."""
+        return _full_again(self.message, self.hint, self.retry_after, self.for_all, self.holds_s)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _full_again, (self.message, self.hint, self.retry_after, self.for_all, self.holds_s)
+
+
+def _full_again(message: str, hint: str | None, retry_after: int | None, for_all: bool, holds_s: float) -> QueueFull:
+    return QueueFull(message, hint=hint, retry_after=retry_after, for_all=for_all, holds_s=holds_s)
 
 
 class DeadlineInfeasible(Unavailable):

@@ -13,16 +13,19 @@ from serve.api import (
     admin,
     admin_keys,
     docs_page,
+    edits,
     errors,
     events,
     gallery,
     huggingface,
+    inputs_routes,
     jobs,
     me,
     openai,
     ops,
     page,
     presets_routes,
+    sign_in,
     webhooks,
     ws,
 )
@@ -69,6 +72,7 @@ def create_app(
     counts the answers of this process.
     """
     access = _authenticator(service, settings, exposed)
+    recorder = recorder or Recorder()
     presets = presets or no_presets()
     app = DocumentedApp(title="Z-Image serving", version="1", docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.door = Door(
@@ -84,17 +88,21 @@ def create_app(
         opened_at=int(time.time()),
         hot=hot or HotFiles(presets),
         presets=presets,
+        recorder=recorder,
     )
     routers = (
         openai,
+        edits,
         jobs,
         events,
         ws,
         webhooks,
         gallery,
         pictures,
+        inputs_routes,
         presets_routes,
         me,
+        sign_in,
         admin,
         admin_keys,
         ops,
@@ -115,7 +123,7 @@ def create_app(
         exposed=exposed and settings.access.mode != "open",
     )
     app.add_middleware(Envelope, echo=echo_request_id)
-    app.add_middleware(Measured, recorder=recorder or Recorder(), access_log=AccessLog(Pseudonyms.of(settings)))
+    app.add_middleware(Measured, recorder=recorder, access_log=AccessLog(Pseudonyms.of(settings)))
     return app
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Annotated, cast
 
 from fastapi import Depends
@@ -15,15 +16,18 @@ from serve.access.caller import NOBODY, Caller
 from serve.assets.links import Links
 from serve.assets.store import ASSET_ID, AssetStore, no_asset
 from serve.assets.thumbnails import Thumbnails
-from serve.errors import Forbidden, NotFound
+from serve.errors import Forbidden, NotFound, ZImageError
 from serve.hot import Hot, HotFiles
 from serve.jobs.service import ImageService
 from serve.messages import AssetQuery, AssetView, JobView
+from serve.metrics.tally import Recorder
 from serve.presets.catalog import Catalog
 from serve.settings import Settings
 from serve.tokens import PromptTokens
 from serve.webhooks.guard import Guard
 from serve.webhooks.signing import Keys
+
+DECODED_AT_ONCE = 2  # input pictures: each may take hundreds of megabytes for a moment
 
 _JOB_ID = re.compile("[0-7][0-9A-HJKMNP-TV-Z]{25}")
 
@@ -44,6 +48,8 @@ class Door:
     opened_at: int
     hot: HotFiles
     presets: Hot[Catalog]
+    recorder: Recorder
+    decoding: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(DECODED_AT_ONCE))
     caller: Caller = NOBODY
     request_id: str | None = None
     traceparent: str | None = None
@@ -72,6 +78,14 @@ class Door:
     def thumbnail_url(self, base: str, asset_id: str, now: float) -> str:
         """Signed for the thumbnail alone: it does not open the picture."""
         return self.links.thumbnail_url(base, asset_id, now)
+
+    async def check_room(self) -> None:
+        """Before any work. Raises StoreFull, StoreUnavailable."""
+        try:
+            await self.assets.check_room()
+        except ZImageError as refusal:
+            self.recorder.count("zimage_refusals_total", refusal.code)
+            raise
 
     async def asset(self, asset_id: str) -> AssetView:
         """Raises NotFound, for other users' pictures too."""

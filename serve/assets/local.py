@@ -27,6 +27,7 @@ from serve.assets.store import (
     no_asset,
 )
 from serve.errors import AssetCorrupted, StoreFull, StoreUnavailable
+from serve.inputs import NAME
 from serve.messages import ImageFormat, Series
 
 MIN_FREE_BYTES = 64 << 20
@@ -49,9 +50,10 @@ class LocalAssets:
 
     def __init__(self, root: Path, min_free_bytes: int = MIN_FREE_BYTES) -> None:
         self._images, self._blobs, self._previews = root / "images", root / "blobs", root / "previews"
+        self._inputs = root / "inputs"
         self._min_free_bytes = min_free_bytes
         self._hard_links = True
-        for folder in (self._images, self._blobs, self._previews):
+        for folder in (self._images, self._blobs, self._previews, self._inputs):
             folder.mkdir(parents=True, exist_ok=True)
 
     async def check_room(self) -> None:
@@ -90,6 +92,22 @@ class LocalAssets:
     async def tidy(self) -> None:
         await asyncio.to_thread(self._tidy, time.time())
 
+    async def write_input(self, name: str, data: bytes) -> None:
+        path = self._input(name)
+        await asyncio.to_thread(self._write_aside, path, data, durable=True)
+
+    async def read_input(self, name: str) -> bytes | None:
+        return await asyncio.to_thread(_read_if_there, self._input(name))
+
+    async def inputs(self) -> AsyncIterator[dict[str, float]]:
+        for folder in await asyncio.to_thread(lambda: sorted(self._inputs.iterdir())):
+            yield await asyncio.to_thread(_input_page, folder)
+
+    async def delete_inputs(self, *names: str) -> None:
+        with _told():
+            for path in map(self._input, names):
+                await asyncio.to_thread(path.unlink, missing_ok=True)
+
     async def write_preview(self, key: str, data: bytes) -> None:
         path = self._previews / checked(PREVIEW_KEY, key)
         await asyncio.to_thread(self._write_aside, path, data, durable=False)
@@ -105,6 +123,9 @@ class LocalAssets:
         await asyncio.to_thread(self._sweep_previews, time.time() - older_than_s)
 
     def _check_room(self) -> None:
+        if not os.access(self._images, os.W_OK):
+            hint = "the operator must look at the data folder"
+            raise StoreUnavailable("the asset store cannot be written", hint=hint, retry_after=60)
         free = shutil.disk_usage(self._images).free
         if free < self._min_free_bytes:
             raise StoreFull(
@@ -124,7 +145,7 @@ class LocalAssets:
         checked(ASSET_ID, target_id)
         self._check_room()
         picture = self._picture(source)
-        if not picture.exists() or picture.stat().st_size != source.bytes:
+        if not source.fits(_read_if_there(picture)):  # gone, or damaged: it is to be drawn again, which repairs it
             raise no_asset(source_id)
         info = AssetInfo(
             asset_id=target_id,
@@ -252,6 +273,9 @@ class LocalAssets:
     def _blob(self, sha256: str) -> Path:
         return self._blobs / sha256[:2] / sha256
 
+    def _input(self, name: str) -> Path:
+        return self._inputs / checked(NAME, name)[:2] / f"{name}.png"
+
     def _base(self, asset_id: str) -> Path:
         """The picture's path without a suffix; a ULID begins with its time, so one folder holds 17 minutes."""
         checked(ASSET_ID, asset_id)
@@ -266,6 +290,10 @@ def _page(folder: Path) -> dict[str, float]:
         if ASSET_ID.fullmatch(asset_id):
             newest[asset_id] = max(stat.st_ctime, newest.get(asset_id, 0.0))
     return dict(sorted(newest.items()))
+
+
+def _input_page(folder: Path) -> dict[str, float]:
+    return {file.stem: stat.st_mtime for file, stat in _files(folder) if NAME.fullmatch(file.stem)}
 
 
 def _files(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:

@@ -46,9 +46,7 @@ class Accounting:
     def refused(self, error: ZImageError, batch: Batch | None = None) -> None:
         """Never accepted, so no job: only counted."""
         self.registry.count("zimage_refusals_total", error.code)
-        self._request(batch, Outcome(reason="REJECTED", took_s=0.0))
-        if error.code in _MISSED:
-            self._slo(met=lambda _: False)
+        self._rejected(error.code, batch)
 
     def answered(self, record: JobRecord) -> None:
         """From the result cache, as it came."""
@@ -63,7 +61,7 @@ class Accounting:
         """When its end is decided, before anybody is told."""
         end, submission = job.end, job.submission
         assert end is not None
-        took_s = end.at - job.created_at
+        took_s = max(0.0, end.at - job.created_at)  # the clock may have been put back
         status = str(job.record().status)
         self.registry.count("zimage_jobs_total", self.model, submission.priority, status)
         if isinstance(end, Succeeded):
@@ -110,6 +108,15 @@ class Accounting:
         """What another process has counted; each of its tallies counts once."""
         if tally is not None and self._tallies.new(sender, tally):
             self.registry.apply(tally)
+            for (name, labels), refused in tally.counts.items():
+                if name == "zimage_refusals_total":  # by a Gateway: the queue is full, or no room for pictures
+                    for _ in range(round(refused)):
+                        self._rejected(labels[0])
+
+    def _rejected(self, code: str, batch: Batch | None = None) -> None:
+        self._request(batch, Outcome(reason="REJECTED", took_s=0.0))
+        if code in _MISSED:
+            self._slo(met=lambda _: False)
 
     def _encoded(self, prompts: int, answer: Generated) -> None:
         """Also where the embedding was remembered: perf_analyzer looks for a part of the ensemble that counted."""

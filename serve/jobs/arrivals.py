@@ -25,9 +25,6 @@ from serve.messages import Submission
 class Desk(Protocol):
     """Who works on jobs that were let in."""
 
-    @property
-    def was_ready(self) -> bool: ...
-
     def begin(self, job: Job) -> None:
         """It is placed, or waits, and knows where it stands; nobody has been told of it."""
 
@@ -77,7 +74,7 @@ class Arrivals:
     async def _accept(self, submission: Submission) -> str:
         if submission.idempotency_key is not None and (earlier := await self.store.repeated(submission)):
             return earlier.id  # a repetition is answered even where a new job would be refused
-        cache_key = self.results.cache_key(submission, self.fleet.engine)
+        cache_key = self.results.cache_key(submission, self.fleet.engine_of(submission.request))
         if answered := await self.results.answer(submission, cache_key):
             self.jobs.remember(answered)
             if answered.id == submission.job_id:
@@ -86,7 +83,7 @@ class Arrivals:
             return answered.id
         key = self.results.key(submission, cache_key)
         joins = key is not None and self.flights.leader(key) is not None
-        self.admission.check(submission, self.desk.was_ready, joins=joins)
+        self.admission.check(submission, joins=joins)
         return await self._take_in(Job(submission, cache_key=cache_key))
 
     async def _take_in(self, job: Job) -> str:

@@ -26,7 +26,9 @@ class Recent:
         record = job.record()
         self.ended[str(record.status)] += 1
         if record.status is JobStatus.SUCCEEDED and record.completed_at is not None:
-            self._succeeded.append((self._clock(), record.completed_at - record.created_at, len(record.images)))
+            self._succeeded.append(
+                (self._clock(), max(0.0, record.completed_at - record.created_at), len(record.images))
+            )
 
     def response_s(self) -> float | None:
         """Mean from acceptance to the stored end."""

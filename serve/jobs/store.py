@@ -15,11 +15,12 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from serve.errors import ConfigError, IdempotencyKeyReused, StaleWriter
-from serve.jobs import gallery, state, usage
+from serve.jobs import gallery, inputs, state, usage
 from serve.jobs.cached_rows import CachedRow, cached_rows
 from serve.jobs.commits import Batch, GroupCommit, Outcome
 from serve.jobs.deliveries import Deliveries
 from serve.jobs.keys import SqlKeys
+from serve.jobs.reading import reading
 from serve.jobs.record import JobRecord, first_row, from_row, searchable, state_row
 from serve.jobs.tables import jobs, migrate, writer
 from serve.messages import JobQuery, Submission
@@ -157,7 +158,7 @@ class SqlJobStore:
         )
 
     async def cached(self, since: float, max_bytes: int) -> list[CachedRow]:
-        async with self._engine.connect() as connection:
+        async with reading(self._engine) as connection:
             return await cached_rows(connection, since, max_bytes)
 
     async def get(self, job_id: str) -> JobRecord | None:
@@ -174,6 +175,8 @@ class SqlJobStore:
             statement = statement.where(jobs.c.status.in_(map(str, query.statuses)))
         if query.text:
             statement = statement.where(jobs.c.search.contains(searchable(query.text), autoescape=True))
+        if query.input is not None:
+            statement = statement.where(jobs.c.id.in_(inputs.jobs_with(query.input)))
         if query.before is not None:
             statement = statement.where(jobs.c.id < query.before)
         return await self._read(statement)
@@ -191,7 +194,7 @@ class SqlJobStore:
         return answer
 
     async def look(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
-        async with self._engine.connect() as connection:
+        async with reading(self._engine) as connection:
             return await work(connection)
 
     async def usage(self, user: str, at: float) -> Usage:
@@ -202,7 +205,7 @@ class SqlJobStore:
         await self._batch.applying()
 
     async def recall(self) -> dict[str, str]:
-        async with self._engine.connect() as connection:
+        async with reading(self._engine) as connection:
             return await state.read(connection)
 
     @property
@@ -211,7 +214,7 @@ class SqlJobStore:
         return self._writes.batch
 
     async def _read(self, statement: Select[Any]) -> list[JobRecord]:
-        async with self._engine.connect() as connection:
+        async with reading(self._engine) as connection:
             records = [from_row(row) for row in (await connection.execute(statement)).mappings()]
             return await gallery.mark(connection, records)
 
@@ -302,6 +305,7 @@ Seen = Mapping[str | tuple[str, str], JobRecord]
 
 async def _forget(connection: AsyncConnection, which: ColumnElement[bool]) -> None:
     await gallery.drop_jobs(connection, which)
+    await inputs.forget(connection, which)
     await connection.execute(delete(jobs).where(which))
 
 
@@ -328,6 +332,7 @@ async def _add(connection: AsyncConnection, records: list[JobRecord]) -> list[Ou
     if accepted := [record for record in new if record.id not in refused]:
         await connection.execute(insert(jobs), [first_row(record) for record in accepted])
         await gallery.record_new(connection, accepted)
+        await inputs.record(connection, accepted)
     return [refused.get(outcome.id, outcome) if isinstance(outcome, JobRecord) else outcome for outcome in outcomes]
 
 

@@ -6,6 +6,7 @@ import pytest
 from serve.api.app import create_app
 from serve.assets.local import LocalAssets
 from serve.errors import DeadlineExceeded, ReplicaLost
+from serve.metrics.tally import Recorder
 
 URL = "/v1/images/generations"
 PROBLEM = {"Accept": "application/problem+json"}
@@ -215,10 +216,13 @@ async def test_a_failed_job_is_its_own_error(stuck, door, refused, fox, error, s
 
 
 async def test_a_full_store_is_said_before_work_starts(service, settings, door, refused, fox, tmp_path):
-    full = create_app(service, LocalAssets(tmp_path, min_free_bytes=1 << 62), service.prompts, settings)
+    recorder, assets = Recorder(), LocalAssets(tmp_path, min_free_bytes=1 << 62)
+    full = create_app(service, assets, service.prompts, settings, recorder=recorder)
     async with door(full) as client:
         refused(await client.post(URL, json=fox), 507, "store_full")
     assert (await service.status()).queued == 0
+    tally = recorder.drain()
+    assert tally.counts["zimage_refusals_total", ("store_full",)] == 1
 
 
 async def test_an_unexpected_error_shows_nothing_of_the_inside(client, refused, fox, settings):

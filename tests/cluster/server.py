@@ -9,9 +9,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import httpx
 import psutil
@@ -33,12 +34,20 @@ class Server:
     log: Path
 
     @classmethod
-    def start(cls, data: Path, config: str | Path = "config/serve.yaml", *options: str) -> Server:
+    def start(
+        cls,
+        data: Path,
+        config: str | Path = "config/serve.yaml",
+        *options: str,
+        environment: Mapping[str, str] = MappingProxyType({}),
+    ) -> Server:
         port, log = free_port(), data / "server.log"
         where = ["--port", str(port), "--data", str(data)]
         command = [sys.executable, "-m", "deployments.run", str(config), *where, *options]
         with log.open("wb") as output:
-            process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output, start_new_session=True)
+            process = subprocess.Popen(
+                command, cwd=ROOT, stdout=output, stderr=output, start_new_session=True, env=os.environ | environment
+            )
         server = cls(process, f"http://127.0.0.1:{port}", log)
         server.wait_until(server.ready, START_S, "the server is ready")
         return server
@@ -69,7 +78,11 @@ class Server:
 
     def replicas(self, deployment: str) -> list[psutil.Process]:
         """The live processes of a deployment."""
-        title, found = f"ray::ServeReplica:zimage:{deployment}", []
+        return self.processes(f"ray::ServeReplica:zimage:{deployment}")
+
+    def processes(self, title: str = "") -> list[psutil.Process]:
+        """Live ones that this server has started, whose command begins so."""
+        found = []
         for process in psutil.Process(self.process.pid).children(recursive=True):
             with contextlib.suppress(psutil.Error):
                 if process.status() != psutil.STATUS_ZOMBIE and "".join(process.cmdline()).startswith(title):

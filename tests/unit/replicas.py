@@ -106,12 +106,23 @@ class Drawing(Replicas):
     def __init__(self, data: Path) -> None:
         super().__init__()
         self.assets = StickyAssets(data / "assets")
+        self.writes: dict[str, asyncio.Task[AssetInfo]] = {}
+
+    async def generate(self, task: Task, embeddings: object) -> Generated:
+        """Who cancels it is answered when nothing is written any more."""
+        try:
+            return await super().generate(task, embeddings)
+        finally:
+            if task.id in self.writes:
+                await asyncio.gather(self.writes.pop(task.id), return_exceptions=True)
 
     async def finish(self, task_id: str) -> None:
         task = next(task for task in self.tasks if task.id == task_id)
         metadata = describe(task.request, task.image, job_id=task.job_id, user=task.user, weights="test")
-        await self.assets.write(task.asset_id, task_id.encode(), task.request.output_format, metadata)
-        await super().finish(task_id)
+        writing = self.assets.write(task.asset_id, task_id.encode(), task.request.output_format, metadata)
+        await self.writes.setdefault(task_id, asyncio.ensure_future(writing))
+        if task_id in self.held:  # else it was stopped meanwhile
+            await super().finish(task_id)
 
     async def bytes_of(self, end: Succeeded) -> bytes:
         return b"".join([(await self.assets.read(image.asset_id)).data for image in end.images])

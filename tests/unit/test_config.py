@@ -166,7 +166,9 @@ def test_missing_file(config: Path):
 
 def test_read_gives_what_is_served():
     served = read(Path("config/serve.yaml"))
-    assert (served.host, served.port, served.settings) == ("127.0.0.1", 8000, Settings())
+    blueprint = {"blueprint": "serve/engine/tiny/adapters/blueprint.safetensors"}
+    assert (served.host, served.port) == ("127.0.0.1", 8000)
+    assert served.settings == Settings.model_validate({"adapters": blueprint})
 
 
 def test_read_refuses_with_all_problems(config: Path):

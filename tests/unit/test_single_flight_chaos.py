@@ -157,6 +157,6 @@ async def check(jobs: Dispatcher, chaos: Chaos) -> None:
     stored = {view.id: view.status for view in await jobs.find(JobQuery(limit=200))}
     assert set(stored) == set(ids)
     assert all(status.terminal for status in stored.values())
-    flights = jobs._flights
+    flights = jobs._life.flights
     assert [len(left) for left in (flights._of, flights._open, flights._followers)] == [0, 0, 0]
     assert sum(uses.values()) == sum(status is JobStatus.SUCCEEDED for status in stored.values())

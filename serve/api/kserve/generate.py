@@ -38,7 +38,7 @@ router = APIRouter(prefix="/v2", tags=["KServe v2"])
 async def generate(request: Request, door: TheDoor, model: ThePipeline) -> Response:
     asked = await _read(request, door)
     rows = submissions(door, asked.rows, asked.options)
-    await door.assets.check_room()
+    await door.check_room()
     drawing = draw(door.service, rows, door.settings.timeouts.request_s, asked.options.timeout_s)
     done = await unless_gone(request.receive, drawing)
     (row,) = await drawn(door, done)
@@ -51,7 +51,7 @@ async def generate_stream(request: Request, door: TheDoor, model: ThePipeline) -
     """Nothing is sent before the first event, so a job that fails earlier is answered with its status."""
     asked = await _read(request, door)
     rows = submissions(door, asked.rows, asked.options)
-    await door.assets.check_room()
+    await door.check_room()
     chunks = _chunks(door, model.name, asked, rows[0])
     first = await unless_gone(request.receive, anext(chunks))
     return EventStream(_guarded(request, first, chunks), job_headers(rows))

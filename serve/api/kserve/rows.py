@@ -69,6 +69,7 @@ def _body(door: Door, row: Mapping[str, Any], options: Options) -> ImageBody:
         "guidance_scale": row.get("guidance"),
         "preset": options.preset,
         "style_preset": options.style_preset,
+        **options.how,
     }
     return parse(ImageBody, fields)[0]
 
