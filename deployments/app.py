@@ -12,6 +12,7 @@ from deployments.gateway import Gateway
 from deployments.nodes import home
 from deployments.placement import PlacedRouter
 from deployments.text_encoder import TextEncoder
+from serve.adapters import located
 from serve.assets.open import check_assets
 from serve.settings import Settings
 from serve.tracing.open import check_tracing
@@ -30,6 +31,7 @@ def build(settings: Settings) -> Application:
     """
     folder = resolve(settings)
     verify(folder)
+    settings = settings.model_copy(update={"adapters": located(settings, folder)})
     check_assets(settings)
     check_tracing(settings)
     settings = settings.model_copy(update={"data": settings.data.resolve(), "presets": _hot_file(settings.presets)})

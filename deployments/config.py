@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 from ray.serve.schema import ServeDeploySchema
 
+from deployments.scaling import check_scaling
 from serve.document import Document, Key, NoDocument, Problem, read_text, suggestion
 from serve.errors import ConfigError
 from serve.presets.catalog import check_file, problems_of
@@ -115,6 +116,7 @@ def _check_application(document: Document, application: Any, at: Key) -> Iterato
         if name is not None and name not in DEPLOYMENTS:
             hint = suggestion(str(name), DEPLOYMENTS) or f"they are {', '.join(DEPLOYMENTS)}"
             yield document.problem((*at, "deployments", i, "name"), f"there is no deployment {name!r}", hint)
+    yield from check_scaling(document, application, at)
 
 
 def main() -> None:

@@ -30,7 +30,7 @@ class Denoiser:
         from serve.engine.generator import Generator  # noqa: PLC0415
         from serve.engine.gpu import gpu_of  # noqa: PLC0415
         from serve.engine.identity import identity_of  # noqa: PLC0415
-        from serve.engine.open import Placement, open_engine  # noqa: PLC0415
+        from serve.engine.open import Placement, open_adapters, open_engine  # noqa: PLC0415
 
         placement = Placement.choose(settings)
         state = ReplicaState(
@@ -41,13 +41,21 @@ class Denoiser:
             slots=settings.scheduler.window,
         )
         self._membership = Membership(settings, state)
+        adapters = await asyncio.to_thread(open_adapters, settings, folder, placement)
         self._engine: Engine = await asyncio.to_thread(
-            open_engine, settings, folder, placement, lambda done: self._membership.progress(Phase.WARMING_UP, done)
+            open_engine,
+            settings,
+            folder,
+            placement,
+            lambda done: self._membership.progress(Phase.WARMING_UP, done),
+            adapters.most_bytes,
         )
+        await adapters.preload()
         self._engine.recorder = self._membership.recorder
         self._gpu = gpu_of(placement.device)
         self._cap_px = settings.cap_px
-        self._generator = Generator(self._engine, open_assets(settings), ThreadPoolExecutor(2, "files"), settings)
+        files = ThreadPoolExecutor(2, "files")
+        self._generator = Generator(self._engine, open_assets(settings), files, settings, adapters)
         identity = await asyncio.to_thread(identity_of, folder, str(placement))
         self._membership.ready(replace(state, engine=identity), self._measured)
 
@@ -65,12 +73,18 @@ class Denoiser:
             self._membership.settle(task.id)
         return generated
 
+    async def __del__(self) -> None:
+        """Called by Ray Serve when it has stopped this replica, and its pictures are done."""
+        await self._membership.leave()
+
     async def check_health(self) -> None:
         if self._engine.lost:
             raise RuntimeError("the device is lost")
         silent_s = self._engine.silent_s()
         if silent_s > STUCK_S:
+            self._membership.lost()
             raise RuntimeError(f"the engine has not moved for {silent_s:.0f} s")
 
     def _measured(self, state: ReplicaState) -> ReplicaState:
-        return replace(self._engine.report(state, self._cap_px), gpu=self._gpu.state() if self._gpu else None)
+        state = self._generator.adapters.report(self._engine.report(state, self._cap_px))
+        return replace(state, gpu=self._gpu.state() if self._gpu else None)

@@ -10,12 +10,14 @@ from ray.serve.handle import DeploymentHandle
 
 from deployments import nodes
 from deployments.host import bound_host
+from deployments.placement import ROSTER
 from deployments.remote import RemoteBackend
 from deployments.replica import process_name
 from serve import logs
 from serve.access.keys import ApiKey
 from serve.api.webhooks import open_courier
 from serve.assets.open import open_assets
+from serve.jobs.backlog import told
 from serve.jobs.dispatcher import Dispatcher as Jobs
 from serve.jobs.outboxes import Outboxes
 from serve.jobs.store import store_of
@@ -26,6 +28,7 @@ from serve.messages import (
     Event,
     JobQuery,
     JobView,
+    Phase,
     ReplicaState,
     ServiceStats,
     ServiceStatus,
@@ -48,11 +51,12 @@ class Dispatcher:
     ) -> None:
         nodes.stay(node)
         self._node = node
+        self._pace = settings.autoscaling
         self._warnings: tuple[str, ...] = ()
         logs.configure(settings.log_format, process_name())
         store = store_of(settings)
         self._jobs = Jobs(settings, RemoteBackend(text_encoder, denoiser), store, open_assets(settings))
-        await self._jobs.open()
+        await self._jobs.open(nodes.session())
         await self._jobs.check_way_in(await bound_host())
         self._webhooks = open_courier(settings, store, self._jobs.accounting.webhook)
         self._webhooks.open()
@@ -145,6 +149,13 @@ class Dispatcher:
         """Called by Ray Serve when it replaces or ends this replica without haste."""
         await self._jobs.close()
 
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """What deployments/autoscaling.py goes by."""
+        numbers = {"drain_s": self._pace.drain_s, "quiet_s": self._pace.quiet_s}
+        for role, demand in self._jobs.demand().items():
+            numbers |= told(role, demand)
+        return numbers
+
     async def hand_back(self) -> None:
         """Before everything is stopped at once: jobs that then lose their replica are not to blame."""
         await self._jobs.hand_back()
@@ -160,8 +171,14 @@ class Dispatcher:
     # --- from GPU replicas
 
     async def heartbeat(self, state: ReplicaState, tally: Tally | None = None) -> None:
+        if state.phase is Phase.READY and ROSTER.withdrawn(state.replica_id):
+            state = replace(state, phase=Phase.STOPPING)
         self._jobs.heartbeat(state)
         self._jobs.counted(state.replica_id, tally)
+
+    async def leave(self, replica_id: str) -> None:
+        """The last word of a replica that is stopped on purpose."""
+        self._jobs.leave(replica_id)
 
     async def report(self, reports: list[TaskReport]) -> None:
         self._jobs.report(reports)

@@ -51,3 +51,8 @@ def alive() -> list[str]:
     """Ids of Ray's nodes; none without Ray, as in local testing mode."""
     found: list[dict[str, Any]] = ray.nodes() if ray.is_initialized() else []
     return [str(node["NodeID"]) for node in found if node["Alive"]]
+
+
+def session() -> str:
+    """Names this run of Ray; empty without Ray."""
+    return str(ray.get_runtime_context().get_session_name()) if ray.is_initialized() else ""

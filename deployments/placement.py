@@ -9,8 +9,32 @@ from ray.serve.request_router import PendingRequest, RequestRouter, RunningRepli
 from serve.messages import Task
 
 
+class Roster:
+    """Which Denoisers Ray Serve gives calls to. One that was on it and is no more, but lives, is being stopped."""
+
+    def __init__(self) -> None:
+        self._seen: frozenset[str] = frozenset()
+        self._now: frozenset[str] = frozenset()
+
+    def update(self, ids: frozenset[str]) -> None:
+        """Called in the router's thread: names are bound anew, sets never changed."""
+        left = self._seen - self._now
+        self._seen, self._now = self._now | ids | (left if len(left) < REMEMBERED else frozenset()), ids
+
+    def withdrawn(self, replica_id: str) -> bool:
+        return replica_id in self._seen and replica_id not in self._now
+
+
+REMEMBERED = 1000
+ROSTER = Roster()  # of this process: Ray Serve makes the routers
+
+
 class PlacedRouter(RequestRouter):  # type: ignore[misc]
     """Calls whose first argument is a Task go to `task.replica_id`; all others, or when it is gone, to any replica."""
+
+    def update_replicas(self, replicas: list[RunningReplica]) -> None:
+        super().update_replicas(replicas)
+        ROSTER.update(frozenset(replica.replica_id.unique_id for replica in replicas))
 
     async def choose_replicas(
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None

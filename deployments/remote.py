@@ -55,6 +55,7 @@ T = TypeVar("T")
 RETRY_EVERY_S = 0.2
 GIVE_UP_S = 60.0
 CANCEL_S = 5.0
+KILLED = "killed by `ray.kill`"  # in Ray's error: what died by itself, or with its node, has another reason
 KEEP_ENDED_S = 5.0  # for the caller, who is about to watch
 
 
@@ -97,7 +98,7 @@ class RemoteBackend:
             await self._stop(response)
             raise
         except RayActorError as error:
-            raise ReplicaGone(task.replica_id) from error
+            raise ReplicaGone(task.replica_id, killed=KILLED in str(error)) from error
         except (TaskCancelledError, RayServeException, RayError) as error:
             if isinstance(error, RayTaskError) and not _upstream_died(error):
                 raise
@@ -124,6 +125,9 @@ class RemoteDispatcher:
 
     async def heartbeat(self, state: ReplicaState, tally: Tally | None) -> None:
         await _outcome(self.handle.heartbeat.remote(state, tally))
+
+    async def leave(self, replica_id: str) -> None:
+        await _outcome(self.handle.leave.remote(replica_id))
 
     async def report(self, reports: list[TaskReport]) -> None:
         await _outcome(self.handle.report.remote(reports))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 
 import structlog
@@ -22,6 +23,7 @@ from serve.settings import Settings
 
 log = structlog.get_logger()
 REPORT_EVERY_S = 0.25
+LEAVE_S = 2.0
 
 
 def replica_id() -> str:
@@ -67,6 +69,18 @@ class Membership:
         self._state = replace(state, phase=Phase.READY, fraction=1.0, warmup_s=warmup_s)
         self._refresh = refresh
         self._changed.set()
+
+    def lost(self) -> None:
+        """Whatever it still says: nothing is to be expected of it, and its end is none that was planned."""
+        state = replace(self._state, phase=Phase.LOST)
+        self._state, self._refresh = state, lambda _: state
+        self._changed.set()
+
+    async def leave(self) -> None:
+        """When it has been stopped on purpose, and nothing is left to do. A Dispatcher that is gone need not know."""
+        self._beating.cancel()
+        with suppress(RayError, RayServeException, AioRpcError, TimeoutError):
+            await asyncio.wait_for(self._dispatcher.leave(self._state.replica_id), LEAVE_S)
 
     def report(self, report: TaskReport) -> None:
         """Of a task's steps only the newest waits to be sent; a preview, which somebody wants to see, never waits."""

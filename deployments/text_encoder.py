@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
@@ -26,12 +27,12 @@ WARM_UP = ["a", "a red fox on a yellow background " * 20]
 class TextEncoder:
     async def __init__(self, settings: Settings, folder: Path, node: str | None = None) -> None:  # type: ignore[misc]  # Ray Serve awaits it
         nodes.stay(node)
+        from serve.engine.identity import identity_of  # noqa: PLC0415
         from serve.engine.open import Placement, open_text_encoder  # noqa: PLC0415
 
         placement = Placement.choose(settings)
         state = ReplicaState(replica_id=replica_id(), role="text_encoder", phase=Phase.LOADING, device=str(placement))
-        membership = Membership(settings, state)
-        self._recorder = membership.recorder
+        self._membership = membership = Membership(settings, state)
         self._device = ThreadPoolExecutor(1, "device")
         self._idle = asyncio.Event()
         self._idle.set()
@@ -39,7 +40,12 @@ class TextEncoder:
         membership.progress(Phase.WARMING_UP)
         await self._on_device(self._encoder.encode, WARM_UP)
         self._encode.set_max_batch_size(settings.scheduler.encode_batch)
-        membership.ready(state, lambda state: state)
+        identity = await asyncio.to_thread(identity_of, folder, str(placement))
+        membership.ready(replace(state, engine=identity), lambda state: state)
+
+    async def __del__(self) -> None:
+        """Called by Ray Serve when it has stopped this replica, and its prompts are encoded."""
+        await self._membership.leave()
 
     async def encode(self, prompt: str) -> Embedding:
         """One prompt's embedding [L, C]. Callers wait here while the device is busy, and so enter the next batch
@@ -54,7 +60,7 @@ class TextEncoder:
     @serve.batch(max_batch_size=8, batch_wait_timeout_s=0.0)  # type: ignore[untyped-decorator]
     async def _encode(self, prompts: list[str]) -> list[Embedding]:
         self._idle.clear()
-        self._recorder.observe("zimage_batch_size", len(prompts), "encode")
+        self._membership.recorder.observe("zimage_batch_size", len(prompts), "encode")
         try:
             return await self._on_device(self._encoder.encode, prompts)
         finally:

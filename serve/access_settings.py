@@ -34,7 +34,10 @@ class RoleSettings(QuotaSettings):
 
 
 class OidcSettings(_Section):
-    """Bearer JWTs of one OpenID provider. Symmetric algorithms are not on offer."""
+    """One OpenID provider: its bearer JWTs, and with a `client_id` its sign-in for the page.
+
+    Symmetric algorithms are not on offer.
+    """
 
     issuer: str = Field(pattern=r"^https?://[^\s]+$", description="as in the token's `iss`")
     audience: str = Field(min_length=1, description="must be in the token's `aud`")
@@ -46,6 +49,18 @@ class OidcSettings(_Section):
     role_claim: str = Field("roles", min_length=1, description="a path such as realm_access.roles")
     roles: dict[str, RoleName] = Field({}, description="value of the claim to role; of several the highest")
     default_role: RoleName | None = Field(None, description="of users without a mapped value; none: refused")
+    client_id: str | None = Field(None, min_length=1, description="of the page at the provider; none: no sign-in there")
+    client_secret: str | None = Field(None, min_length=1, repr=False, description="none: a public client")
+    scopes: tuple[str, ...] = Field(("openid", "profile"), description="that the sign-in asks for")
+    label: str = Field("OpenID", min_length=1, max_length=64, description="what the page calls the provider")
+
+    @model_validator(mode="after")
+    def _can_sign_in(self) -> OidcSettings:
+        if self.client_id is None and self.client_secret is not None:
+            raise ValueError("client_secret needs client_id")
+        if "openid" not in self.scopes or any(not scope or " " in scope for scope in self.scopes):
+            raise ValueError('scopes must hold "openid", and one word each')
+        return self
 
     @model_validator(mode="after")
     def _is_private(self) -> OidcSettings:
@@ -92,6 +107,7 @@ class AccessSettings(_Section):
     roles: dict[RoleName, RoleSettings] = {}
     users: dict[str, QuotaSettings] = {}
     session_ttl_s: int = Field(12 * 3600, ge=60)
+    failed_sign_ins_per_minute: int = Field(20, ge=1, description="more wrong keys or passwords are answered with 429")
     metrics_token: str | None = Field(None, min_length=16, repr=False)
     oidc: OidcSettings | None = None
     ldap: LdapSettings | None = None

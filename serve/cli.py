@@ -96,6 +96,20 @@ def download(
 
 
 @app.command()
+def preset_pictures(
+    url: Annotated[str, typer.Argument(help="Of a service that runs.")] = "http://127.0.0.1:8000",
+    folder: Annotated[Path, typer.Option(help="Where they are written.")] = Path("config/pictures"),
+    prompt: Annotated[str | None, typer.Option(help="What is drawn with each; default: one thing or another.")] = None,
+    key: Annotated[str | None, typer.Option(envvar="ZIMAGE_KEY", help="An API key, where access is closed.")] = None,
+) -> None:
+    """Draw a small picture for each preset and style; `picture:` in the presets file names it."""
+    from serve.preset_pictures import draw_pictures  # noqa: PLC0415
+
+    for path in draw_pictures(url, folder, prompt, key):
+        typer.echo(f"{path}: {path.stat().st_size} bytes")
+
+
+@app.command()
 def generate(
     prompt: Annotated[str, typer.Argument(help="What to draw.")],
     size: Annotated[str | None, typer.Option(help="WxH in pixels, multiples of 16.")] = None,

@@ -24,6 +24,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from pydantic import ValidationError
 
+from serve.adapters import check_files
 from serve.errors import ConfigError, WeightsError
 from serve.port import check_port
 from serve.presets.catalog import check_file, parse
@@ -105,6 +106,7 @@ def examine_machine(plan: Plan) -> list[Finding]:
         _packages(),
         *_gpu(plan),
         *_weights(plan),
+        *_adapters(plan),
         _presets(plan),
         _port(plan),
         _data(plan),
@@ -204,6 +206,17 @@ def _weights(plan: Plan) -> Iterator[Finding]:
         yield Finding("tokenizer", "fail", error.message, error.hint)
         return
     yield Finding("tokenizer", "ok", f"'a red fox' is {count} tokens with the chat template")
+
+
+def _adapters(plan: Plan) -> Iterator[Finding]:
+    try:
+        problems = check_files(plan.settings, resolve(plan.settings))
+    except WeightsError:  # of the model: told already
+        return
+    for error in problems:
+        yield Finding("adapters", "fail", error.message, error.hint)
+    if plan.settings.adapters and not problems:
+        yield Finding("adapters", "ok", f"{', '.join(plan.settings.adapters)}: whole, and for this model")
 
 
 def _presets(plan: Plan) -> Finding:

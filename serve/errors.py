@@ -126,6 +126,30 @@ class Forbidden(ZImageError):
     status, code, type = 403, "forbidden", "permission_error"
 
 
+class SignInExpired(ZImageError):
+    """The answer of an OpenID provider to a sign-in that was not begun in this browser, or is too old, or is over."""
+
+    status, code, type = 400, "sign_in_expired", "invalid_request_error"
+
+
+class SignInRefused(ZImageError):
+    """The OpenID provider says no, or the user does there."""
+
+    status, code, type = 403, "sign_in_refused", "permission_error"
+
+
+class SignInFailed(ZImageError):
+    """An OpenID provider's answer that proves nothing."""
+
+    status, code = 502, "sign_in_failed"
+
+
+class TooManySignIns(ZImageError):
+    """Wrong keys or passwords, again and again."""
+
+    status, code, type = 429, "too_many_sign_ins", "rate_limit_error"
+
+
 class QuotaExceeded(ZImageError):
     status, code, type = 429, "quota_exceeded", "rate_limit_error"
 

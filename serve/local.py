@@ -15,7 +15,7 @@ from serve.engine.embeddings import RememberingEncoder
 from serve.engine.engine import Engine
 from serve.engine.generator import Generator
 from serve.engine.identity import identity_of
-from serve.engine.open import Placement, open_engine, open_text_encoder
+from serve.engine.open import Placement, open_adapters, open_engine, open_text_encoder
 from serve.engine.text import Embedding
 from serve.jobs.dispatcher import Dispatcher
 from serve.jobs.store import store_of
@@ -71,32 +71,35 @@ async def open_service(settings: Settings) -> AsyncIterator[LocalService]:
         backend.service = service
         await service.open()
         identity = await asyncio.to_thread(identity_of, folder, str(Placement.choose(settings)))
-        _beat(service, settings, engine, identity)
-        beats = asyncio.create_task(_keep_beating(service, settings, engine, identity))
+        await backend.generator.adapters.preload()
+        _beat(service, settings, backend.generator, identity)
+        beats = asyncio.create_task(_keep_beating(service, settings, backend.generator, identity))
         try:
             yield service
         finally:
             beats.cancel()
             await service.close()
             await asyncio.to_thread(engine.stop)
+            backend.generator.adapters.close()
 
 
 def _load(
     settings: Settings, folder: Path, assets: AssetStore, texts: ThreadPoolExecutor, files: ThreadPoolExecutor
 ) -> tuple[LocalBackend, Engine]:
     placement = Placement.choose(settings)
-    engine = open_engine(settings, folder, placement)
-    generator = Generator(engine, assets, files, settings)
+    adapters = open_adapters(settings, folder, placement)
+    engine = open_engine(settings, folder, placement, set_aside=adapters.most_bytes)
+    generator = Generator(engine, assets, files, settings, adapters)
     return LocalBackend(open_text_encoder(settings, folder, placement), generator, texts), engine
 
 
-async def _keep_beating(service: Dispatcher, settings: Settings, engine: Engine, identity: str) -> None:
+async def _keep_beating(service: Dispatcher, settings: Settings, generator: Generator, identity: str) -> None:
     while True:
         await asyncio.sleep(settings.timeouts.heartbeat_s)
-        _beat(service, settings, engine, identity)
+        _beat(service, settings, generator, identity)
 
 
-def _beat(service: Dispatcher, settings: Settings, engine: Engine, identity: str) -> None:
+def _beat(service: Dispatcher, settings: Settings, generator: Generator, identity: str) -> None:
     device = str(Placement.choose(settings))
     text_encoder = ReplicaState(replica_id="local-text-encoder", role="text_encoder", phase=Phase.READY, device=device)
     service.heartbeat(text_encoder)
@@ -108,4 +111,4 @@ def _beat(service: Dispatcher, settings: Settings, engine: Engine, identity: str
         engine=identity,
         slots=settings.scheduler.window,
     )
-    service.heartbeat(engine.report(denoiser, settings.cap_px))
+    service.heartbeat(generator.adapters.report(generator.engine.report(denoiser, settings.cap_px)))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
-from typing import Literal
+from typing import Any, Literal
 
 from serve.errors import ZImageError
 from serve.quota import Amount, Quota
@@ -16,11 +16,18 @@ PRIORITIES: tuple[Priority, ...] = ("interactive", "standard", "batch")
 CacheUse = Literal["hit", "miss", "join"]
 
 
+LATER = {"image", "mask", "strength", "adapter", "adapter_scale", "cfg_normalization", "cfg_truncation"}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageRequest:
     """What is drawn, fully resolved: the same request gives the same pictures.
 
-    Image `i` of `n` is drawn with `seed + i`, so that any of them can be made again alone.
+    Image `i` of `n` is drawn with `seed + i`, so that any of them can be made again alone. It begins with noise, or
+    with an input picture of this very size (`serve/inputs.py`) and as much noise as its `strength` says; where there is
+    a `mask`, only its white parts are drawn. Both are names of inputs in the asset store. Guidance is bounded to
+    `cfg_normalization` times the norm of the prompt's own velocity (0: not), and ends where 1 - sigma is over
+    `cfg_truncation`.
     """
 
     model: str
@@ -35,6 +42,30 @@ class ImageRequest:
     output_format: ImageFormat = "png"
     output_compression: int | None = None
     deterministic: bool = False
+    image: str | None = None
+    mask: str | None = None
+    strength: float | None = None
+    adapter: str | None = None
+    adapter_scale: float = 1.0
+    cfg_normalization: float = 0.0
+    cfg_truncation: float = 1.0
+
+    @property
+    def steps_taken(self) -> int:
+        """Of the schedule's `steps`, as diffusers counts: those for more noise than a picture gets are left out."""
+        if self.strength is None:
+            return self.steps
+        return self.steps - int(max(self.steps - min(self.steps * self.strength, self.steps), 0))
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of all input pictures that it needs."""
+        return tuple(name for name in (self.image, self.mask) if name is not None)
+
+    def said(self) -> dict[str, Any]:
+        """All fields, without those that came later where they say nothing: hashes from before them stay good."""
+        later = {it.name: it.default for it in fields(self) if it.name in LATER}
+        return {name: value for name, value in asdict(self).items() if name not in later or value != later[name]}
 
     @property
     def guided(self) -> bool:
@@ -49,7 +80,7 @@ class ImageRequest:
     def amount(self) -> Amount:
         """What it takes from a quota."""
         rows = self.n * (2 if self.guided else 1)
-        return Amount(images=self.n, pixel_steps=self.width * self.height * self.steps * rows)
+        return Amount(images=self.n, pixel_steps=self.width * self.height * self.steps_taken * rows)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -350,9 +381,10 @@ TaskReport = TaskStepped | TaskPreview
 
 
 class Phase(StrEnum):
-    """What a replica is doing on its way to serving; one whose device is lost is on no way."""
+    """What a replica is doing on its way to serving; one that is lost, or about to be stopped, is on no way."""
 
     LOST = "device lost"
+    STOPPING = "stopping"
     STARTING = "starting"
     LOADING = "loading weights"
     WARMING_UP = "warming up"
@@ -382,6 +414,7 @@ class ReplicaState:
 
     VRAM in bytes: `used` by tensors, `reserved` by the process, `total` that it may use; None on a CPU. `max_px` is the
     side of the largest square that fits into it, with guidance `max_guided_px`; None where memory is no limit.
+    `adapters` are those that it serves, by name with the digest of their files; `adapters_held` are in its memory.
     """
 
     replica_id: str
@@ -399,6 +432,8 @@ class ReplicaState:
     warmup_s: float | None = None
     max_px: int | None = None
     max_guided_px: int | None = None
+    adapters: dict[str, str] = field(default_factory=dict)
+    adapters_held: tuple[str, ...] = ()
 
     def takes(self, request: ImageRequest) -> bool:
         """Whether its memory can."""
@@ -496,11 +531,15 @@ class JobView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobQuery:
-    """Newest first, strictly older than job `before`; `text` is looked for in prompts, without case."""
+    """Newest first, strictly older than job `before`; `text` is looked for in prompts, without case.
+
+    With `input` only those that keep the input picture of this name.
+    """
 
     user: str | None = None
     statuses: frozenset[JobStatus] = frozenset()
     text: str = ""
+    input: str | None = None
     before: str | None = None
     limit: int = 20
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import re
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ByteSize, ConfigDict, Field, model_validator
 
 from serve.access_settings import AccessSettings
+from serve.adapter_settings import Adapter, AdapterName
 
 EMBEDDED = "embedded"
+SECRET_VARIABLE = "ZIMAGE_SECRET_KEY"
+RESERVED_MODEL_NAMES = ("text_encoder", "denoiser", "stats", ".", "..")
 EMBEDDED_FOLDER = Path(__file__).parent / "engine" / "tiny"
 
 Pixels = Annotated[int, Field(ge=64, le=4096, multiple_of=16)]
@@ -27,6 +31,13 @@ def _webhook_secret(text: str) -> str:
     return text
 
 
+def _free_under_v2(name: str) -> str:
+    """KServe's routes tell the whole from its parts, and from a route of their own, by the name alone."""
+    if name in RESERVED_MODEL_NAMES:
+        raise ValueError(f"{name!r} means something else under /v2; not {', '.join(RESERVED_MODEL_NAMES)}")
+    return name
+
+
 def _host_or_network(text: str) -> str:
     """An address, a CIDR, a name, or `*.` and a name."""
     if re.fullmatch(r"(\*\.)?([a-z0-9_-]+\.)*[a-z_-][a-z0-9_-]*", text, re.IGNORECASE):
@@ -35,6 +46,7 @@ def _host_or_network(text: str) -> str:
     return text
 
 
+ModelName = Annotated[str, AfterValidator(_free_under_v2)]
 WebhookSecret = Annotated[str, AfterValidator(_webhook_secret)]
 AllowedHost = Annotated[str, AfterValidator(_host_or_network)]
 
@@ -85,6 +97,15 @@ class LimitSettings(_Section):
     prompt_tokens: int = Field(512, ge=32, le=512, description="the model's own limit, chat template included")
     max_steps: int = Field(50, ge=1, le=50)
     max_n: int = Field(10, ge=1, le=10)
+    image_bytes: int = Field(20 << 20, ge=1024, description="of an input picture's file; a mask may have as many")
+    image_pixels: int = Field(50_000_000, ge=4096, description="of an input picture, checked before it is decoded")
+
+
+class AutoscalingSettings(_Section):
+    """How fast TextEncoders and Denoisers follow the work, where the config gives them an `autoscaling_config`."""
+
+    drain_s: float = Field(30, gt=0, description="replicas are added until the backlog is worked off within this time")
+    quiet_s: float = Field(300, gt=0, description="replicas that were not wanted for this long are given up")
 
 
 class TimeoutSettings(_Section):
@@ -157,7 +178,7 @@ class Settings(_Section):
     """Everything that needs a restart to change."""
 
     model: str = Field(EMBEDDED, min_length=1, description="'embedded', a folder, or a hub id")
-    served_model_name: str = Field("z-image-turbo", pattern=r"^[A-Za-z0-9._-]{1,64}$")
+    served_model_name: ModelName = Field("z-image-turbo", pattern=r"^[A-Za-z0-9._-]{1,64}$")
     model_aliases: tuple[str, ...] = ("gpt-image-1", "gpt-image-1-mini", "gpt-image-1.5", "dall-e-3", "dall-e-2")
     data: Path = Field(Path("data"), description="assets, jobs and the link secret")
     shared_data: bool = Field(False, description="every node sees the same `data` folder, such as NFS")
@@ -174,10 +195,17 @@ class Settings(_Section):
     default_size_px: Pixels | None = Field(None, description="side of a picture when none is asked for")
     max_side_px: Pixels | None = None
     default_steps: int = Field(8, ge=1, le=50)
+    default_guidance: float = Field(0.0, ge=0, le=20, description="of requests that ask for none")
     quality_steps: dict[Literal["low", "medium", "high", "xhigh", "max"], int] = Field(
         {"low": 4, "medium": 8, "high": 12, "xhigh": 16, "max": 20}, description="steps per OpenAI quality"
     )
     warmup_sizes_px: tuple[Pixels, ...] | None = Field(None, description="square sizes measured before ready")
+    adapters: dict[AdapterName, Adapter] = Field(
+        {}, description="LoRAs by name: a file, a folder or a hub id, or {weights, file, scale, preload}"
+    )
+    adapter_bytes: ByteSize = Field(
+        ByteSize(2 << 30), ge=1 << 20, description="of adapters kept in a Denoiser's memory, least recently used go"
+    )
     public_url: str | None = Field(None, pattern=r"^https?://[^\s]+[^/]$", description="base of links; default: Host")
     secret_key: str | None = Field(None, min_length=32, description="signs links; default: a secret in `data`")
     presets: Path | None = Field(Path("config/presets.yaml"), description="hot: presets and styles; null: none")
@@ -188,10 +216,18 @@ class Settings(_Section):
     scheduler: SchedulerSettings = SchedulerSettings()
     limits: LimitSettings = LimitSettings()
     timeouts: TimeoutSettings = TimeoutSettings()
+    autoscaling: AutoscalingSettings = AutoscalingSettings()
     assets: AssetSettings = AssetSettings()
     webhooks: WebhookSettings = WebhookSettings()
     access: AccessSettings = AccessSettings()
     tracing: TracingSettings = TracingSettings()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _secret_of_the_environment(cls, given: Any) -> Any:
+        """On a cluster secrets are no part of a file."""
+        secret = os.environ.get(SECRET_VARIABLE)
+        return {"secret_key": secret} | given if secret and isinstance(given, dict) else given
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> Settings:

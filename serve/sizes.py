@@ -16,6 +16,17 @@ class WrongSize(Exception):
         self.reason = reason
 
 
+def own_size(width: int, height: int, cap_px: int) -> tuple[int, int]:
+    """The size to draw a picture of so many pixels in: its own, made to fit. Raises WrongSize."""
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise WrongSize(f"the ratio of the sides is over {MAX_ASPECT}:1")
+    scale = min(1.0, cap_px / max(width, height))
+    scale = max(scale, MIN_SIDE_PX / min(width, height))
+    sides = [max(MIN_SIDE_PX, int(side * scale) // 16 * 16) for side in (width, height)]
+    long = min(cap_px, MAX_ASPECT * min(sides))  # rounding down the short side may have stretched it
+    return min(sides[0], long), min(sides[1], long)
+
+
 def parse_size(text: str, cap_px: int) -> tuple[int, int]:
     """Width and height. Raises WrongSize."""
     match = _SIZE.fullmatch(text)

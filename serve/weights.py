@@ -89,6 +89,24 @@ def verify(folder: Path) -> None:
     files.check_tensors("text_encoder", text_encoder.shapes(), prefix="model.")
 
 
+def tensors_in(path: Path) -> Shapes:
+    """The shape of every tensor of a safetensors file. Raises WeightsError where it is missing or damaged."""
+    return _ModelFolder(path.parent).shapes(path.name)
+
+
+def matrices_of(folder: Path) -> dict[str, list[int]]:
+    """The shape [out, in] of every linear layer of the transformer, by its module's name. Raises WeightsError."""
+    files = _ModelFolder(folder)
+    found: Shapes = {}
+    for name in files.weight_files("transformer"):
+        found |= files.shapes(name)
+    return {
+        key.removesuffix(".weight"): shape
+        for key, shape in found.items()
+        if key.endswith(".weight") and len(shape) == 2
+    }
+
+
 def bytes_of(folder: Path) -> int:
     """Size on disk of the five components."""
     return sum(file.stat().st_size for part in CLASSES for file in (folder / part).rglob("*") if file.is_file())

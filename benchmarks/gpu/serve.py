@@ -1,11 +1,13 @@
 """Full-size Z-Image-Turbo end to end on one GPU: this service, its bare engine loop, and stock diffusers.
 
     python -m benchmarks.gpu.random_weights FOLDER
-    python -m benchmarks.gpu.serve FOLDER [--kinds bare served stock] [--json FILE]
+    python -m benchmarks.gpu.serve FOLDER [--kinds bare served stock] [--sizes 256 1024] [--precision fp8]
+        [--haproxy] [--json FILE]
 
 Served is `config/serve.gpu.yaml` in processes of its own, asked over HTTP; bare is the same engine in this process
 without HTTP, Ray and the job store; stock is ZImagePipeline behind a plain FastAPI server. All three draw the same
 pictures (8 steps, JPEG) one after the other in the same run: first one client, then more clients than fit a batch.
+Where a served picture's time went is what its job says of itself; the rest is HTTP, Ray, the job store and the file.
 Bare runs first, so that served finds what it compiled: seconds to ready include the weights, not the compilation.
 """
 
@@ -16,6 +18,7 @@ import asyncio
 import contextlib
 import http.client
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -29,6 +32,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from typing import Any
+from urllib.request import urlopen
 
 import yaml
 
@@ -42,11 +46,11 @@ PROMPT = (
 ALONE = {256: 8, 512: 8, 1024: 8, 2048: 2}
 SATURATED = {256: 80, 512: 48, 1024: 20}
 CLIENTS = 8
-WARM_UP_PX = tuple(ALONE)
 STOCK_SHARE = 0.35  # of as many pictures: it takes them one after the other, and takes long
-READY_S = 240.0
+READY_S = 150.0
 
 Draw = Callable[[int, int], Awaitable[object]]
+Stages = Callable[[int], dict[str, float]]
 _seeds = count(1)
 
 
@@ -59,20 +63,26 @@ class Figure:
     median_s: float
     worst_s: float
     per_s: float | None
+    stages_ms: dict[str, float] | None = None
 
 
-async def measure(kind: str, draw: Draw, share: float = 1.0) -> list[Figure]:
+Figures = list[Figure]
+
+
+async def measure(kind: str, sizes: list[int], draw: Draw, share: float = 1.0, stages: Stages | None = None) -> Figures:
     figures = []
-    for side, pictures in ALONE.items():
-        await _draw_all(draw, side, 2, 1)  # the first of a shape loads and records kernels
-        seconds, _ = await _draw_all(draw, side, max(2, round(share * pictures)), 1)
+    for side in sizes:
+        await _draw_all(draw, side, 3, 1)  # the first of a shape loads and records kernels
+        pictures = max(2, round(share * ALONE[side]))
+        seconds, _ = await _draw_all(draw, side, pictures, 1)
+        spent = stages(pictures) if stages else None
         per_s = None
         if side in SATURATED:
             many = round(share * SATURATED[side])
             await _draw_all(draw, side, CLIENTS, CLIENTS)
             _, took = await _draw_all(draw, side, many, CLIENTS)
             per_s = many / took
-        figures.append(Figure(kind, side, median(seconds), max(seconds), per_s))
+        figures.append(Figure(kind, side, median(seconds), max(seconds), per_s, spent))
         print(f"{time.strftime('%X')} {figures[-1]}", flush=True)
     return figures
 
@@ -92,49 +102,71 @@ async def _draw_all(draw: Draw, side: int, pictures: int, clients: int) -> tuple
     return seconds, time.perf_counter() - began
 
 
-def over_http(kind: str, port: int, share: float = 1.0) -> list[Figure]:
-    def ask(side: int, seed: int) -> None:
-        body = json.dumps({"prompt": f"{PROMPT}, number {seed}", "size": f"{side}x{side}", "seed": seed})
-        headers = {"Accept": "image/jpeg", "Content-Type": "application/json"}
-        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=300)) as connection:
-            connection.request("POST", "/v1/images/generations", body, headers)
-            answer = connection.getresponse()
-            content = answer.read()
-            if answer.status != 200 or content[:2] != b"\xff\xd8":
-                raise RuntimeError(f"{answer.status}: {content[:300]!r}")
+def ask(port: int, side: int, seed: int) -> None:
+    body = json.dumps({"prompt": f"{PROMPT}, number {seed}", "size": f"{side}x{side}", "seed": seed})
+    headers = {"Accept": "image/jpeg", "Content-Type": "application/json"}
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=300)) as connection:
+        connection.request("POST", "/v1/images/generations", body, headers)
+        answer = connection.getresponse()
+        content = answer.read()
+        if answer.status != 200 or content[:2] != b"\xff\xd8":
+            raise RuntimeError(f"{answer.status}: {content[:300]!r}")
 
+
+def over_http(kind: str, sizes: list[int], port: int, share: float = 1.0, stages: Stages | None = None) -> Figures:
     with ThreadPoolExecutor(CLIENTS) as clients:
 
         async def draw(side: int, seed: int) -> None:
-            await asyncio.get_running_loop().run_in_executor(clients, ask, side, seed)
+            await asyncio.get_running_loop().run_in_executor(clients, ask, port, side, seed)
 
-        return asyncio.run(measure(kind, draw, share))
+        return asyncio.run(measure(kind, sizes, draw, share, stages))
 
 
-def bare(folder: Path, ready: dict[str, float]) -> list[Figure]:
+def stages_of_jobs(port: int) -> Stages:
+    """Medians of what the last jobs say of themselves, in milliseconds."""
+
+    def stages(pictures: int) -> dict[str, float]:
+        with urlopen(f"http://127.0.0.1:{port}/v1/jobs?limit={pictures}") as answer:
+            jobs = json.load(answer)["data"]
+        return {name: median(job["timings"][name] for job in jobs) for name in jobs[0]["timings"]}
+
+    return stages
+
+
+def bare(options: argparse.Namespace, ready: dict[str, float]) -> Figures:
     """In a process of its own, which gives back the device's memory when it ends."""
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        figures, ready["bare"] = pool.submit(_bare, folder).result()
+        figures, ready["bare"] = pool.submit(_bare, options).result()
     return figures
 
 
-def _bare(folder: Path) -> tuple[list[Figure], float]:
+def _bare(options: argparse.Namespace) -> tuple[Figures, float]:
     """The engine loop without HTTP, Ray and the job store, with the text encoder in a thread of its own."""
     began = time.monotonic()
+    import torch
+
     from serve.engine import codec
     from serve.engine.flight import Generation
     from serve.engine.open import Placement, open_engine, open_text_encoder
+    from serve.engine.text import Embedding
     from serve.settings import Settings
 
-    settings = Settings(model=str(folder), device="cuda", warmup_sizes_px=WARM_UP_PX)
+    settings = Settings.model_validate(_args(options))
     placement = Placement.choose(settings)
-    engine = open_engine(settings, folder, placement)
-    text_encoder = open_text_encoder(settings, folder, placement)
+    engine = open_engine(settings, options.folder, placement)
+    text_encoder = open_text_encoder(settings, options.folder, placement)
+    spent: list[dict[str, float]] = []
+    beside = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # in its own process it would not wait for the denoiser's steps either
     seconds = time.monotonic() - began
+
+    def encode(prompt: str) -> Embedding:
+        with torch.cuda.stream(beside):
+            (embedding,) = text_encoder.encode([prompt])
+        return embedding
 
     async def draw(side: int, seed: int) -> None:
         loop = asyncio.get_running_loop()
-        (embedding,) = await loop.run_in_executor(texts, text_encoder.encode, [f"{PROMPT}, number {seed}"])
+        embedding = await loop.run_in_executor(texts, encode, f"{PROMPT}, number {seed}")
         generation = Generation(
             id=f"{seed}",
             height=side,
@@ -150,10 +182,17 @@ def _bare(folder: Path) -> tuple[list[Figure], float]:
             preview_steps=frozenset(),
         )
         drawn = await engine.draw(generation, lambda *_: None)
+        began = time.perf_counter()
         await loop.run_in_executor(files, codec.encode, drawn.pixels, "jpeg")
+        seconds = {"encode": embedding.seconds, "denoise": drawn.denoise_s, "decode": drawn.decode_s}
+        seconds["file"] = time.perf_counter() - began
+        spent.append({f"{stage}_ms": 1e3 * value for stage, value in seconds.items()})
+
+    def stages(pictures: int) -> dict[str, float]:
+        return {stage: median(one[stage] for one in spent[-pictures:]) for stage in spent[-1]}
 
     with ThreadPoolExecutor(1) as texts, ThreadPoolExecutor(2) as files:
-        figures = asyncio.run(measure("bare", draw))
+        figures = asyncio.run(measure("bare", options.sizes, draw, stages=stages))
     engine.stop()
     return figures, seconds
 
@@ -172,39 +211,53 @@ def process(*command: str) -> Iterator[tuple[int, float]]:
             started.wait(60)
 
 
+def _args(options: argparse.Namespace) -> dict[str, Any]:
+    """What is served, in the words of the config file."""
+    return {
+        "model": str(options.folder),
+        "device": "cuda",
+        "precision": options.precision,
+        "warmup_sizes_px": options.sizes,
+    }
+
+
 @contextlib.contextmanager
-def config(folder: Path) -> Iterator[tuple[str, str]]:
+def config(options: argparse.Namespace, denoisers: int = 1) -> Iterator[tuple[str, str]]:
     """config/serve.gpu.yaml with the model's folder in it, and a folder for the data."""
     parsed = yaml.safe_load(Path("config/serve.gpu.yaml").read_text())
-    parsed["applications"][0]["args"] |= {"model": str(folder), "warmup_sizes_px": list(WARM_UP_PX)}
+    parsed["applications"][0]["args"] |= _args(options)
+    for deployment in parsed["applications"][0]["deployments"]:
+        if deployment["name"] == "Denoiser":
+            deployment["num_replicas"] = denoisers
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "serve.yaml"
         file.write_text(yaml.safe_dump(parsed))
         yield str(file), str(Path(scratch) / "data")
 
 
-def served(folder: Path, ready: dict[str, float]) -> list[Figure]:
-    with config(folder) as (file, data):
+def served(options: argparse.Namespace, ready: dict[str, float]) -> Figures:
+    with config(options) as (file, data):
         command = ("deployments.run", file, "--data", data)
         with process(*command) as (port, seconds):
             ready["served"] = seconds
-            return over_http("served", port)
+            return over_http("served", options.sizes, port, stages=stages_of_jobs(port))
 
 
-def stock(folder: Path, ready: dict[str, float]) -> list[Figure]:
-    with process("benchmarks.gpu.stock_server", str(folder)) as (port, seconds):
+def stock(options: argparse.Namespace, ready: dict[str, float]) -> Figures:
+    with process("benchmarks.gpu.stock_server", str(options.folder)) as (port, seconds):
         ready["stock"] = seconds
-        return over_http("stock", port, STOCK_SHARE)
+        return over_http("stock", options.sizes, port, STOCK_SHARE)
 
 
-def table(figures: list[Figure], ready: dict[str, float]) -> str:
+def table(figures: Figures, ready: dict[str, float]) -> str:
     by: dict[tuple[str, int], Figure] = {(figure.kind, figure.side): figure for figure in figures}
     kinds = list(dict.fromkeys(figure.kind for figure in figures))
     lines = [
         "| | " + " | ".join(f"{kind}: s (worst)" for kind in kinds) + " | " + " | ".join(f"{k}: img/s" for k in kinds),
         "|---" * (1 + 2 * len(kinds)),
     ]
-    for side in ALONE:
+    sizes = list(dict.fromkeys(figure.side for figure in figures))
+    for side in sizes:
         mine = [by[kind, side] for kind in kinds]
         alone = [f"{figure.median_s:.3f} ({figure.worst_s:.3f})" for figure in mine]
         many = ["-" if figure.per_s is None else f"{figure.per_s:.2f}" for figure in mine]
@@ -214,7 +267,8 @@ def table(figures: list[Figure], ready: dict[str, float]) -> str:
         if one in kinds and other in kinds:
             each = [
                 f"{side}² {by[one, side].per_s / by[other, side].per_s:.3f}"  # type: ignore[operator]
-                for side in SATURATED
+                for side in sizes
+                if side in SATURATED
             ]
             lines.append(f"{one} / {other}, img/s: " + ", ".join(each))
     return "\n".join([*(f"{line} |" if line.startswith("|") else line for line in lines), f"seconds to ready: {ready}"])
@@ -224,12 +278,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--kinds", nargs="+", choices=["bare", "served", "stock"], default=["bare", "served", "stock"])
+    parser.add_argument("--sizes", type=int, nargs="+", choices=list(ALONE), default=list(ALONE))
+    parser.add_argument("--precision", choices=["bf16", "fp8"], default="bf16")
+    parser.add_argument("--haproxy", action="store_true", help="Ray Serve's HAProxy mode instead of its Python proxy")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    os.environ["RAY_SERVE_ENABLE_HA_PROXY"] = "1" if options.haproxy else "0"
     ready: dict[str, float] = {}
-    figures: list[Figure] = []
+    figures: Figures = []
     for kind in options.kinds:
-        figures += {"bare": bare, "served": served, "stock": stock}[kind](options.folder, ready)
+        figures += {"bare": bare, "served": served, "stock": stock}[kind](options, ready)
         if options.json:
             result: dict[str, Any] = facts() | {"ready_s": ready, "figures": [asdict(figure) for figure in figures]}
             options.json.write_text(json.dumps(result, indent=1))

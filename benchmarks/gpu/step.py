@@ -1,6 +1,6 @@
 """One denoising step, one decoding, one encoding of full-size Z-Image-Turbo: ours beside diffusers in the same run.
 
-    python -m benchmarks.gpu.step [--compile] [--fp8] [--sizes 256 512 1024] [--json FILE]
+    python -m benchmarks.gpu.step [--compile] [--fp8] [--steps-only] [--sizes 256 512 1024] [--json FILE]
 
 Random weights of full size (benchmarks.gpu.random_weights) on one GPU with 48 GB. `--compile` adds diffusers with
 `compile_repeated_blocks`, `--fp8` our step with FP8 matrices. Prints milliseconds, and a table of the kernels of one
@@ -219,7 +219,7 @@ def _to_host(forward: Callable[[Tensor], Tensor], ids: Tensor) -> Tensor:
 _TEXTS = ((1, 32), (1, 64), (1, 128), (1, 512), (4, 64), (8, 64))
 
 
-def kernels_of(report: Report, transformer: ZImageTransformer, side: int, peak: float) -> None:
+def kernels_of(report: Report, transformer: ZImageTransformer, name: str, side: int, peak: float) -> None:
     """Where the time of one step goes, beside what each piece would take at this chip's measured best."""
     batch = our_rows(transformer, side, 1)
     sustained = [transformer.velocity(batch) for _ in range(8)]  # the clock falls to what the power allows
@@ -240,8 +240,8 @@ def kernels_of(report: Report, transformer: ZImageTransformer, side: int, peak: 
             flop, moved = work[piece]
             values |= {"tflops": flop / ms / 1e9} if flop else {"gb_per_s": moved / ms / 1e6}
             values |= {"floor_ms": flop / peak / 1e9 if flop else moved / bandwidth / 1e6}
-        report.add(f"{side} step: {piece}", **values)
-    report.add(f"{side} step: all kernels", calls=sum(map(len, times.values())), ms=sum(map(sum, times.values())))
+        report.add(f"{side} {name}: {piece}", **values)
+    report.add(f"{side} {name}: all kernels", calls=sum(map(len, times.values())), ms=sum(map(sum, times.values())))
 
 
 def _piece(kernel: str) -> str:
@@ -256,6 +256,7 @@ _PIECES = {
     "norms and residuals": ("_residual_norm",),
     "QK norm and rotation": ("_norm_rotate",),
     "SiLU and product": ("_silu_mul",),
+    "attention's result to FP8": ("_quantize",),
     "matrix products": ("nvjet", "gemm", "cutlass"),
     "clearing of counters": ("Memset",),
 }
@@ -281,6 +282,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[256, 512, 768, 1024, 1536, 2048])
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--fp8", action="store_true")
+    parser.add_argument("--steps-only", action="store_true")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     report = Report()
@@ -295,15 +297,17 @@ def main() -> None:
     graphs = graphs_on(BF16.device)
     transformer = take_over(model, SCHEDULER, BF16, graphs)
     measure_ours(report, transformer, "ours", options.sizes, stock, peak)
-    kernels_of(report, transformer, 1024, peak)
+    kernels_of(report, transformer, "step", 1024, peak)
     del transformer, model
     gc.collect()
     if options.fp8:
         quantized = take_over(random_weights.build("transformer"), SCHEDULER, FP8, graphs_on(FP8.device))
         measure_ours(report, quantized, "ours fp8", [s for s in options.sizes if s in (512, 1024)], stock, peak)
+        kernels_of(report, quantized, "fp8 step", 1024, 2 * peak)
         del quantized
-    measure_decoding(report, options.sizes, graphs)
-    measure_text(report)
+    if not options.steps_only:
+        measure_decoding(report, options.sizes, graphs)
+        measure_text(report)
     if options.json:
         options.json.write_text(json.dumps(facts() | {"rows": report.rows}, indent=1))
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 from dataclasses import replace
 from typing import Any, cast
+from weakref import WeakValueDictionary
 
 from starlette.requests import HTTPConnection
 
+from serve.access.attempts import Attempts, address_of
 from serve.access.caller import ANONYMOUS, Caller, Via
+from serve.access.identity import Identity
 from serve.access.keys import KeyRing
 from serve.access.ldap import Directory
 from serve.access.oidc import OpenIdProvider
+from serve.access.oidc_sign_in import OpenIdSignIn
 from serve.access.roles import terms
 from serve.access.sessions import COOKIE, Sessions
 from serve.access_settings import AccessSettings, RoleName
@@ -19,6 +24,7 @@ from serve.errors import Unauthenticated
 
 KEY_HEADERS = ("api-key", "x-api-key")
 MAX_CREDENTIALS = 16_384  # characters
+MAX_NAME = 128
 
 
 class Authenticator:
@@ -31,6 +37,19 @@ class Authenticator:
         self.sessions = sessions
         self._oidc = OpenIdProvider(settings.oidc) if settings.oidc else None
         self._ldap = Directory(settings.ldap) if settings.ldap else None
+        self._wrong_keys = Attempts(settings.failed_sign_ins_per_minute)
+        self._wrong_passwords = Attempts(settings.failed_sign_ins_per_minute)
+        self._turns: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
+        self.oidc_sign_in = (
+            OpenIdSignIn(settings.oidc, self._oidc, sessions.key)
+            if settings.oidc and self._oidc and settings.oidc.client_id
+            else None
+        )
+
+    @property
+    def passwords(self) -> bool:
+        """Whether users of a directory come in by their passwords."""
+        return self._ldap is not None
 
     @property
     def challenge(self) -> str:
@@ -45,7 +64,9 @@ class Authenticator:
         return self._exposed or self._oidc is not None or self._ldap is not None or await self.keys.any()
 
     async def caller(self, connection: HTTPConnection) -> Caller:
-        """Raises Unauthenticated, always the same one; Forbidden for a known user without a role; Unavailable."""
+        """Raises Unauthenticated, always the same one, or after many TooManySignIns; Forbidden for a known user
+        without a role; Unavailable.
+        """
         if not await self.closed():
             return ANONYMOUS
         if (caller := await self._known(connection)) is not None:
@@ -60,14 +81,21 @@ class Authenticator:
         """Of a caller who came in earlier, whether the key was revoked or has expired since."""
         return caller.key_id is None or await self.keys.by_id(caller.key_id) is not None
 
+    def vouched(self, identity: Identity) -> Caller:
+        """Who has signed in at the OpenID provider."""
+        return self._admit(identity.user, identity.role, "oidc", expires_at=identity.expires_at)
+
     async def _known(self, connection: HTTPConnection) -> Caller | None:
         scheme, credentials = _credentials(connection)
         if len(credentials) > MAX_CREDENTIALS:
             return None
         if scheme == "basic" and self._ldap is not None:
-            return await self._by_password(credentials)
+            return await self._by_password(connection, credentials)
         if scheme in ("bearer", "api-key"):
-            return await self._by_key(credentials) or await self._by_token(credentials)
+            caller = await self._by_key(credentials) or await self._by_token(credentials)
+            if caller is None and credentials.count(".") != 2:  # nobody guesses tokens; clients renew them after 401
+                self._wrong_keys.failed(address_of(connection))
+            return caller
         if not scheme and (cookie := connection.cookies.get(COOKIE)):
             return await self._by_session(cookie)
         return None
@@ -82,18 +110,23 @@ class Authenticator:
         if self._oidc is None or token.count(".") != 2:
             return None
         identity = await self._oidc.identify(token)
-        if identity is None:
-            return None
-        return self._admit(identity.user, identity.role, "oidc", expires_at=identity.expires_at)
+        return None if identity is None else self.vouched(identity)
 
-    async def _by_password(self, credentials: str) -> Caller | None:
+    async def _by_password(self, connection: HTTPConnection, credentials: str) -> Caller | None:
+        """The directory is not asked about a name that was wrong too often from there."""
         assert self._ldap is not None
         try:
             user, colon, password = base64.b64decode(credentials, validate=True).decode().partition(":")
         except ValueError:  # not base64, or not UTF-8
             return None
-        identity = await self._ldap.identify(user, password) if colon else None
-        return None if identity is None else self._admit(identity.user, identity.role, "ldap")
+        who = (address_of(connection), user.lower()[:MAX_NAME])
+        async with self._turns.setdefault(who, asyncio.Lock()):  # else many at once would all pass the check
+            self._wrong_passwords.check(*who)
+            identity = await self._ldap.identify(user, password) if colon else None
+            if identity is None:
+                self._wrong_passwords.failed(*who)
+                return None
+        return self._admit(identity.user, identity.role, "ldap")
 
     async def _by_session(self, cookie: str) -> Caller | None:
         said = self.sessions.read(cookie)

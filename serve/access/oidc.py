@@ -24,6 +24,10 @@ TIMEOUT_S = 5.0
 _log = structlog.get_logger(__name__)
 
 
+class InvalidToken(Exception):
+    """Says why, for the log."""
+
+
 class UnknownKey(Exception):
     """The token names a key that the provider had not published when it was last asked."""
 
@@ -31,12 +35,6 @@ class UnknownKey(Exception):
 class OpenIdProvider:
     def __init__(self, settings: OidcSettings) -> None:
         self._settings = settings
-        self._times = jwt.JWTClaimsRegistry(
-            leeway=settings.leeway_s,
-            iss={"essential": True, "value": settings.issuer},
-            aud={"essential": True, "value": settings.audience},
-            exp={"essential": True},
-        )
         self._keys: KeySet | None = None
         self._asked_at = -float("inf")
         self._answered_at = -float("inf")
@@ -47,23 +45,45 @@ class OpenIdProvider:
         if len(token) > MAX_TOKEN:
             return None
         try:
-            claims = await self._claims(token)
-        except (JoseError, ValueError, TypeError, UnknownKey):
+            claims = await self.claims(token, self._settings.audience)
+        except InvalidToken:
             return None
+        return self.identity(claims, float(claims["exp"]) + self._settings.leeway_s)
+
+    def identity(self, claims: dict[str, Any], expires_at: float | None) -> Identity | None:
+        """None where they name no user. Raises Forbidden without a role."""
         name = claims.get(self._settings.user_claim)
         if not isinstance(name, str) or not name or len(name) > 256:
             return None
         user = self._settings.user_prefix + name
         role = role_of(user, self._roles(claims), self._settings.default_role)
-        return Identity(user=user, role=role, expires_at=float(claims["exp"]) + self._settings.leeway_s)
+        return Identity(user=user, role=role, expires_at=expires_at)
 
-    async def _claims(self, token: str) -> dict[str, Any]:
+    async def claims(self, token: str, audience: str, nonce: str | None = None) -> dict[str, Any]:
+        """What the provider says, to this audience, and where one was sent with this nonce.
+
+        Raises InvalidToken, and Unavailable without keys.
+        """
+        required: dict[str, Any] = {
+            "iss": {"essential": True, "value": self._settings.issuer},
+            "aud": {"essential": True, "value": audience},
+            "exp": {"essential": True},
+        }
+        if nonce is not None:
+            required |= {"nonce": {"essential": True, "value": nonce}, "sub": {"essential": True}}
+        try:
+            claims = await self._signed(token)
+            jwt.JWTClaimsRegistry(leeway=self._settings.leeway_s, **required).validate(claims)
+        except (JoseError, ValueError, TypeError, UnknownKey) as error:
+            raise InvalidToken(f"{type(error).__name__}: {error}") from None
+        return claims
+
+    async def _signed(self, token: str) -> dict[str, Any]:
         """The algorithm is the configured one's, never the token's choice."""
         try:
             decoded = self._decoded(token, await self._published(KEYS_KEPT_S))
         except UnknownKey:
             decoded = self._decoded(token, await self._published(ASK_AGAIN_S))
-        self._times.validate(decoded.claims)
         return decoded.claims
 
     def _decoded(self, token: str, keys: KeySet) -> jwt.Token:
@@ -111,11 +131,16 @@ class OpenIdProvider:
         async with httpx2.AsyncClient(timeout=TIMEOUT_S) as client:
             url = self._settings.jwks_url
             if url is None:
-                found = await _json(client, f"{self._settings.issuer.rstrip('/')}/.well-known/openid-configuration")
-                if found["issuer"] != self._settings.issuer:
-                    raise ValueError(f"the provider calls itself {found['issuer']!r}")
-                url = str(found["jwks_uri"])
+                url = str((await discovered(client, self._settings.issuer))["jwks_uri"])
             return KeySet.import_key_set(await _json(client, url))
+
+
+async def discovered(client: httpx2.AsyncClient, issuer: str) -> dict[str, Any]:
+    """What the provider says of itself. Raises ValueError, KeyError, and httpx2's errors."""
+    found: dict[str, Any] = await _json(client, f"{issuer.rstrip('/')}/.well-known/openid-configuration")
+    if found["issuer"] != issuer:
+        raise ValueError(f"the provider calls itself {found['issuer']!r}")
+    return found
 
 
 async def _json(client: httpx2.AsyncClient, url: str) -> Any:

@@ -58,7 +58,7 @@ def encode_data(data: dict[str, Any]) -> bytes:
 
 
 def _event(order: Order, name: str, data: bytes, at: float) -> dict[str, Any]:
-    type_and_time = {"type": f"image_generation.{name}", "created_at": int(at)}
+    type_and_time = {"type": f"{order.events}.{name}", "created_at": int(at)}
     return {**type_and_time, "b64_json": b64(data), **_described(order)}
 
 
@@ -72,11 +72,12 @@ def _described(order: Order) -> dict[str, str]:
 
 
 def _usage(order: Order, output: int) -> dict[str, Any]:
+    image = 0 if order.request.image is None else order.request.image_tokens
     return {
-        "input_tokens": order.input_tokens,
-        "input_tokens_details": {"text_tokens": order.input_tokens, "image_tokens": 0},
+        "input_tokens": order.input_tokens + image,
+        "input_tokens_details": {"text_tokens": order.input_tokens, "image_tokens": image},
         "output_tokens": output,
-        "total_tokens": order.input_tokens + output,
+        "total_tokens": order.input_tokens + image + output,
     }
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections import Counter
+from collections.abc import AsyncIterator, Collection
 from typing import Any, NoReturn
 
 from fastapi import Request
@@ -14,21 +16,51 @@ from serve.settings import LimitSettings
 _HINT = "send one JSON object, encoded in UTF-8"
 
 
-async def read_object(request: Request, limits: LimitSettings) -> dict[str, Any]:
-    """Whatever its Content-Type says. Raises BodyTooLarge or InvalidRequest."""
-    return parse_object(await _read(request, limits.body_bytes), limits)
+async def read_object(request: Request, limits: LimitSettings, pictures: Collection[str] = ()) -> dict[str, Any]:
+    """Whatever its Content-Type says. `pictures` are fields that may hold files, which count for themselves.
+
+    Raises BodyTooLarge or InvalidRequest.
+    """
+    return await _object(await _read(request, limits, pictures), limits, pictures)
 
 
-async def read_object_if_any(request: Request, limits: LimitSettings) -> dict[str, Any]:
+async def read_object_if_any(request: Request, limits: LimitSettings, pictures: Collection[str] = ()) -> dict[str, Any]:
     """No body at all is an empty object."""
-    data = await _read(request, limits.body_bytes)
-    return parse_object(data, limits) if data else {}
+    data = await _read(request, limits, pictures)
+    return await _object(data, limits, pictures) if data else {}
+
+
+def _most(limits: LimitSettings, pictures: Collection[str]) -> int:
+    """Base64 takes four bytes for three."""
+    return limits.body_bytes + (2 * (limits.image_bytes + 2) * 4 // 3 if pictures else 0)
+
+
+async def _object(data: bytes, limits: LimitSettings, pictures: Collection[str]) -> dict[str, Any]:
+    if len(data) <= limits.body_bytes:
+        return parse_object(data, limits)
+    value = await asyncio.to_thread(_checked, data, limits)
+    if len(data) - sum(_held(value.get(name)) for name in pictures) > limits.body_bytes:
+        raise _too_large(limits.body_bytes)
+    return value
+
+
+def _held(value: Any) -> int:
+    """Characters of a picture, or of the one that is in OpenAI's list or object."""
+    if isinstance(value, list):
+        return sum(map(_held, value))
+    if isinstance(value, dict):
+        return _held(value.get("image_url"))
+    return len(value) if isinstance(value, str) else 0
 
 
 def parse_object(data: bytes, limits: LimitSettings) -> dict[str, Any]:
     """Raises BodyTooLarge or InvalidRequest."""
     if len(data) > limits.body_bytes:
         raise _too_large(limits.body_bytes)
+    return _checked(data, limits)
+
+
+def _checked(data: bytes, limits: LimitSettings) -> dict[str, Any]:
     value = _parse(data, limits.json_depth)
     if not isinstance(value, dict):
         raise InvalidRequest(f"the body is a JSON {_kind(value)}, not an object", hint=_HINT)
@@ -36,20 +68,35 @@ def parse_object(data: bytes, limits: LimitSettings) -> dict[str, Any]:
     return value
 
 
-async def _read(request: Request, limit: int) -> bytes:
-    announced = request.headers.get("content-length", "")
-    if announced.isdecimal() and int(announced) > limit:
-        raise _too_large(limit)
+async def _read(request: Request, limits: LimitSettings, pictures: Collection[str]) -> bytes:
+    """What is over the limit without the name of a picture is too large whatever follows, and is not waited for."""
     data = bytearray()
-    async for chunk in request.stream():
+    small = True
+    async for chunk in within(request, _most(limits, pictures)):
         data += chunk
-        if len(data) > limit:
-            raise _too_large(limit)
+        if small and len(data) > limits.body_bytes:
+            small = False
+            if not any(f'"{name}"'.encode() in data for name in pictures):
+                raise _too_large(limits.body_bytes)
     return bytes(data)
 
 
+async def within(request: Request, limit: int) -> AsyncIterator[bytes]:
+    """The body as it arrives. Raises BodyTooLarge."""
+    announced = request.headers.get("content-length", "")
+    if announced.isdecimal() and int(announced) > limit:
+        raise _too_large(limit)
+    received = 0
+    async for chunk in request.stream():
+        received += len(chunk)
+        if received > limit:
+            raise _too_large(limit)
+        yield chunk
+
+
 def _too_large(limit: int) -> BodyTooLarge:
-    return BodyTooLarge(f"the body is over {limit} bytes", hint="a prompt and a few numbers need far less")
+    hint = "a prompt and a few numbers need far less; pictures are counted apart where they are taken"
+    return BodyTooLarge(f"the body is over {limit} bytes", hint=hint)
 
 
 def _parse(data: bytes, max_depth: int) -> Any:

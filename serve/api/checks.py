@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterable
 
+from serve import sizes
 from serve.api.generation import MAX_SEED, Quality
 from serve.errors import Fragment, InvalidRequest, ModelNotFound, PromptTooLong
 from serve.presets.choice import Choice, Wrapped
@@ -38,6 +39,16 @@ def size(text: str | None, settings: Settings) -> tuple[int, int]:
             param="size",
             hint=f'send size: "auto" for {settings.default_px}x{settings.default_px}, or WIDTHxHEIGHT with both sides '
             f"a multiple of 16 from {MIN_SIDE_PX} to {settings.cap_px} and neither over {MAX_ASPECT} times the other",
+        ) from None
+
+
+def own_size(picture: tuple[int, int], settings: Settings) -> tuple[int, int]:
+    """Width and height to draw a picture of this width and height in, where none are asked for."""
+    try:
+        return sizes.own_size(*picture, settings.cap_px)
+    except WrongSize as error:
+        raise InvalidRequest(
+            f"image is {picture[0]}x{picture[1]}: {error.reason}", param="image", hint="crop it, or send a size"
         ) from None
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Annotated, cast
 
 from fastapi import Depends
@@ -26,6 +27,8 @@ from serve.tokens import PromptTokens
 from serve.webhooks.guard import Guard
 from serve.webhooks.signing import Keys
 
+DECODED_AT_ONCE = 2  # input pictures: each may take hundreds of megabytes for a moment
+
 _JOB_ID = re.compile("[0-7][0-9A-HJKMNP-TV-Z]{25}")
 
 
@@ -46,6 +49,7 @@ class Door:
     hot: HotFiles
     presets: Hot[Catalog]
     recorder: Recorder
+    decoding: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(DECODED_AT_ONCE))
     caller: Caller = NOBODY
     request_id: str | None = None
     traceparent: str | None = None

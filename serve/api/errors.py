@@ -123,14 +123,22 @@ def _headers(error: ZImageError) -> dict[str, str]:
 
 
 def _allowed(request: Request, error: HTTPException) -> dict[str, str]:
-    """The methods of all routes of the path: the error itself names those of one. What answers GET answers HEAD."""
+    """The methods of all routes of the path: the error itself names those of one. What answers GET answers HEAD.
+
+    A path that is documented as it stands, `/v1/assets/delete`, is not one of `/v1/assets/{asset_id}` too.
+    """
     if "Allow" not in (error.headers or {}):
         return {}
-    return {"Allow": ", ".join(method for method in _METHODS if _answers(request, method))}
+    documented = request.app.openapi()["paths"].get(request.url.path)
+    known = None if documented is None else {method.upper() for method in documented}
+    return {"Allow": ", ".join(method for method in _METHODS if _answers(request, method, known))}
 
 
-def _answers(request: Request, method: str) -> bool:
-    scope = {**request.scope, "method": "GET" if method == "HEAD" else method}
+def _answers(request: Request, method: str, known: set[str] | None) -> bool:
+    method = "GET" if method == "HEAD" else method
+    if known is not None:
+        return method in known
+    scope = {**request.scope, "method": method}
     return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
 
 

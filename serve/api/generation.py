@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from serve.adapter_settings import MAX_SCALE
 from serve.errors import InvalidRequest
 from serve.messages import ImageFormat, Priority
 
@@ -16,10 +17,18 @@ DAY_MS = 86_400_000
 Quality = Literal["low", "medium", "high", "xhigh", "max"]
 
 
+PICTURES = ("image", "mask")  # fields that may hold files
+
+
 class Body(BaseModel):
     """A field's description is also the hint of its error."""
 
     model_config = ConfigDict(strict=True)
+
+
+def _as_number(value: Any) -> Any:
+    """diffusers takes true for 1."""
+    return float(value) if isinstance(value, bool) else value
 
 
 Parsed = TypeVar("Parsed", bound=Body)
@@ -32,6 +41,15 @@ class ImageBody(Body):
 
     prompt: str = Field(description="what the picture shows: a non-blank string")
     model: str | None = Field(None, description="a model of GET /v1/models; left out: the served one")
+    image: str | None = Field(
+        None, description="a picture to begin with: a data URL, base64, or asset:ID of one of your pictures"
+    )
+    mask: str | None = Field(
+        None, description="what of image is drawn anew, given alike: transparent, else white; as large as image"
+    )
+    strength: Annotated[float, Field(ge=0.01, le=1, allow_inf_nan=False)] | None = Field(
+        None, description="how much of image is left to the prompt, 0.01 to 1; left out: 0.6, with a mask 1"
+    )
     n: Annotated[int, Field(ge=1, le=10)] | None = Field(
         None, description="number of pictures, 1 to 10; picture i is drawn with seed + i"
     )
@@ -62,6 +80,19 @@ class ImageBody(Body):
     )
     guidance_scale: Annotated[float, Field(ge=0, le=20, allow_inf_nan=False)] | None = Field(
         None, description="classifier-free guidance, 0 (default, none) to 20; doubles the work"
+    )
+    cfg_normalization: Annotated[float, BeforeValidator(_as_number), Field(ge=0, le=10, allow_inf_nan=False)] | None = (
+        Field(
+            None,
+            description="bounds guidance to so many times the norm without it, 0 to 10; true is 1, 0 (default) is off",
+        )
+    )
+    cfg_truncation: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = Field(
+        None, description="the part of the way, 0 to 1 (default, all of it), after which steps are not guided"
+    )
+    adapter: str | None = Field(None, description="an adapter (LoRA) of the model's in GET /v1/models")
+    adapter_scale: Annotated[float, Field(ge=-MAX_SCALE, le=MAX_SCALE, allow_inf_nan=False)] | None = Field(
+        None, description="strength of the adapter, -4 to 4; left out: the adapter's own, usually 1"
     )
     preset: str | None = Field(None, description="a preset of GET /v1/presets: fills up what is left out")
     style_preset: str | None = Field(None, description="a style of GET /v1/presets: words around the prompt")

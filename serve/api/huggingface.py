@@ -21,6 +21,8 @@ router = APIRouter(tags=["Hugging Face"])
 
 _OWN = ("inputs", "parameters")
 _ONE_PICTURE = ("n", "stream", "response_format")
+_FROM_TEXT = ("image", "mask", "strength")  # of pictures that begin with another
+_APART = (*_ONE_PICTURE, *_FROM_TEXT, "width", "height")
 
 
 @router.post("/hf/text-to-image", **TEXT_TO_IMAGE)
@@ -28,7 +30,9 @@ async def text_to_image(request: Request, door: TheDoor) -> Response:
     content = await read_object(request, door.settings.limits)
     body, unknown = parse(GenerationBody, _fields(content))
     accepted = preferred_image(request.headers.get("accept", "")) or RawBytes(None)
-    order = resolve(door, body, unknown + [name for name in content if name not in _OWN], accepted)
+    beside = [name for name in content if name not in _OWN]
+    beside += [name for name in _FROM_TEXT if name in (content.get("parameters") or {})]
+    order = resolve(door, body, unknown + beside, accepted)
     await door.check_room()
     done = await unless_gone(request.receive, finished(door, order))
     return await raw_answer(door, order, done)
@@ -41,7 +45,7 @@ def _fields(content: dict[str, Any]) -> dict[str, Any]:
         raise InvalidRequest("parameters is not an object", param="parameters", hint="send an object, or leave it out")
     if "inputs" not in content:
         raise InvalidRequest("inputs is required", param="inputs", hint="it is the prompt")
-    fields = {name: value for name, value in parameters.items() if name not in (*_ONE_PICTURE, "width", "height")}
+    fields = {name: value for name, value in parameters.items() if name not in _APART}
     sides = [parameters.get(side) for side in ("width", "height")]
     if sides != [None, None]:
         for name, side in zip(("width", "height"), sides, strict=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 from starlette.datastructures import Headers
@@ -21,6 +21,10 @@ _PARTS = {  # of a request, by the fields that ask for them
     "num_inference_steps": ("steps",),
     "guidance_scale": ("guidance",),
     "negative_prompt": ("negative_prompt",),
+    "adapter": ("adapter",),
+    "adapter_scale": ("adapter_scale",),
+    "cfg_normalization": ("cfg_normalization",),
+    "cfg_truncation": ("cfg_truncation",),
 }
 
 
@@ -40,7 +44,7 @@ def keyed(submission: Submission, headers: Headers, seed: int | None) -> Submiss
 
 def _asked(submission: Submission) -> dict[str, Any]:
     """A preset by its name: what it resolves to may have changed before the same body is sent again."""
-    request, use = asdict(submission.request), submission.preset
+    request, use = submission.request.said(), submission.preset
     if use is None:
         return request
     filled_up = [part for field, parts in _PARTS.items() if field not in use.explicit for part in parts]

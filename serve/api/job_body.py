@@ -10,8 +10,11 @@ from ulid import ULID
 
 from serve.api.deps import Door
 from serve.api.generation import ImageBody
+from serve.api.how import FIELDS
+from serve.api.input_images import INPUT
 from serve.api.order import FILLED_UP, Resolved, resolve_image
-from serve.messages import JobView, Submission
+from serve.inputs import Source
+from serve.messages import ImageRequest, JobView, Submission
 
 _ASKS_ANEW = {"prompt", "preset", "style_preset"}
 
@@ -27,11 +30,13 @@ class JobBody(ImageBody):
     webhook_url: str | None = Field(None, description="an https URL that is told when the job has ended")
 
 
-def resolve_job(door: Door, body: JobBody, unknown: list[str], parent_id: str | None) -> tuple[Submission, Resolved]:
+def resolve_job(
+    door: Door, body: JobBody, unknown: list[str], parent_id: str | None, source: Source | None = None
+) -> tuple[Submission, Resolved]:
     """Raises InvalidRequest and its kinds."""
     if body.webhook_url is not None:
         door.webhook_guard.check(body.webhook_url)
-    resolved = resolve_image(door, body, unknown, body.output_format or "png")
+    resolved = resolve_image(door, body, unknown, body.output_format or "png", source)
     submission = Submission(
         job_id=str(ULID()),
         request=resolved.request,
@@ -81,9 +86,24 @@ def as_body(view: JobView) -> dict[str, Any]:
         "output_format": request.output_format,
         "output_compression": request.output_compression,
         "deterministic": request.deterministic,
+        **_how(request),
         "priority": view.priority,
         "deadline_ms": view.deadline_ms,
+        **began_with(request),
     }
+
+
+def _how(request: ImageRequest) -> dict[str, Any]:
+    """Only what is not at its default: it is of use to few."""
+    told = {name: getattr(request, name) for name in FIELDS if name in request.said()}
+    return told | ({"adapter_scale": request.adapter_scale} if request.adapter else {})
+
+
+def began_with(request: ImageRequest) -> dict[str, Any]:
+    """The pictures that it began with, as they can be sent again."""
+    named = {"image": request.image, "mask": request.mask}
+    sent = {param: None if name is None else f"{INPUT}{name}" for param, name in named.items()}
+    return {**sent, "strength": request.strength}
 
 
 def rerun_body(parent: JobView, overrides: dict[str, Any]) -> dict[str, Any]:
@@ -92,6 +112,8 @@ def rerun_body(parent: JobView, overrides: dict[str, Any]) -> dict[str, Any]:
     A new prompt goes into the preset that the old one was in, as it is today; so does the old one into a new preset.
     """
     body = as_body(parent)
+    if "image" in overrides:  # another one, or none: what belonged to the old one goes with it
+        body = _without(body, ("mask", "strength"))
     if overrides.keys() & _ASKS_ANEW:
         body = _as_asked(parent, body, overrides)
     if overrides.get("quality") is not None:

@@ -16,8 +16,9 @@ from serve.api.deps import Door, TheDoor, is_job_id
 from serve.api.disconnect import detach, unless_gone
 from serve.api.docs import CANCEL_JOB, CREATE_JOB, DELETE_JOB, GET_JOB, LIST_JOBS, QUEUE, RERUN_JOB
 from serve.api.follow import settled, submitted
-from serve.api.generation import parse
+from serve.api.generation import PICTURES, parse
 from serve.api.idempotency import keyed
+from serve.api.input_images import Given, kept, opened
 from serve.api.job_body import JobBody, rerun_body, resolve_job
 from serve.api.job_json import job_json
 from serve.errors import InvalidRequest
@@ -35,13 +36,13 @@ _PREFERRED_WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?([0-9]{1,9})\b", re.IGN
 
 @router.post("/jobs", **CREATE_JOB)
 async def create_job(request: Request, door: TheDoor) -> Response:
-    return await _create(request, door, await read_object(request, door.settings.limits))
+    return await _create(request, door, await read_object(request, door.settings.limits, PICTURES))
 
 
 @router.post("/jobs/{job_id}/rerun", **RERUN_JOB)
 async def rerun_job(job_id: str, request: Request, door: TheDoor) -> Response:
     parent = await door.job(job_id)
-    overrides = await read_object_if_any(request, door.settings.limits)
+    overrides = await read_object_if_any(request, door.settings.limits, PICTURES)
     return await _create(request, door, rerun_body(parent, overrides), parent.id)
 
 
@@ -113,7 +114,9 @@ async def get_queue(request: Request, door: TheDoor) -> dict[str, Any]:
 
 async def _create(request: Request, door: Door, body: dict[str, Any], parent_id: str | None = None) -> Response:
     asked, unknown = parse(JobBody, body)
-    submission, resolved = resolve_job(door, asked, unknown, parent_id)
+    async with opened(door, Given.of(asked)) as source:
+        submission, resolved = resolve_job(door, asked, unknown, parent_id, source)
+        submission = await kept(door, submission, source)
     submission = keyed(submission, request.headers, asked.seed)
     await door.check_room()
     job_id = await submitted(door.service, submission)

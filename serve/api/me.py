@@ -36,8 +36,17 @@ async def create_session(request: Request, door: TheDoor) -> Response:
         "expires_at": rfc3339(expires),
     }
     response = JSONResponse(me, 201)
-    response.set_cookie(COOKIE, cookie, max_age=int(expires - time.time()), **_kept(request, door))
+    _set(request, response, door, cookie, expires)
     return response
+
+
+def keep_session(request: Request, response: Response, door: Door, caller: Caller) -> None:
+    """The cookie of a caller who has just come in."""
+    _set(request, response, door, *door.access.sessions.issue(caller))
+
+
+def _set(request: Request, response: Response, door: Door, cookie: str, expires: float) -> None:
+    response.set_cookie(COOKIE, cookie, max_age=int(expires - time.time()), **_kept(request, door))
 
 
 @router.delete("/session", **DELETE_SESSION)

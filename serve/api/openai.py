@@ -22,11 +22,15 @@ from serve.api.disconnect import detach, unless_gone
 from serve.api.docs import GENERATION, MODEL, MODELS
 from serve.api.errors import error_body
 from serve.api.follow import follow, follow_submitted, submitted
-from serve.api.generation import GenerationBody, parse
+from serve.api.generation import PICTURES, GenerationBody, parse
+from serve.api.how import adapters_json
 from serve.api.idempotency import keyed
-from serve.api.order import Order, resolve
+from serve.api.input_images import Given, kept, opened
+from serve.api.limits_json import limits_json
+from serve.api.order import MASKED_STRENGTH, STRENGTH, Order, resolve
 from serve.api.sse import EventStream
 from serve.errors import NotFound, ZImageError
+from serve.inputs import FORMATS
 from serve.messages import CacheUse, Event, Preview, StoredImage, Succeeded
 
 router = APIRouter(prefix="/v1", tags=["OpenAI"])
@@ -36,8 +40,14 @@ _log = structlog.get_logger(__name__)
 
 @router.post("/images/generations", **GENERATION)
 async def generate(request: Request, door: TheDoor) -> Response:
-    body, unknown = parse(GenerationBody, await read_object(request, door.settings.limits))
-    order = resolve(door, body, unknown, preferred_image(request.headers.get("accept", "")))
+    body, unknown = parse(GenerationBody, await read_object(request, door.settings.limits, PICTURES))
+    async with opened(door, Given.of(body)) as source:
+        order = resolve(door, body, unknown, preferred_image(request.headers.get("accept", "")), source)
+        order = replace(order, submission=await kept(door, order.submission, source))
+    return await answer(request, door, order)
+
+
+async def answer(request: Request, door: Door, order: Order) -> Response:
     order = replace(order, submission=keyed(order.submission, request.headers, order.seed))
     await door.check_room()
     _log.info(
@@ -54,19 +64,34 @@ async def generate(request: Request, door: TheDoor) -> Response:
 @router.get("/models", **MODELS)
 async def list_models(door: TheDoor) -> dict[str, Any]:
     names = checks.model_names(door.settings, door.presets.value.aliases)
-    return {"object": "list", "data": [_model(door, name) for name in names]}
+    return {"object": "list", "data": [_model(door, name) | limits_json(door.settings) for name in names]}
 
 
 @router.get("/models/{model}", **MODEL)
 async def get_model(model: str, door: TheDoor) -> dict[str, Any]:
     checks.model(model, door.settings, door.presets.value.aliases)
-    return _model(door, model)
+    return _model(door, model) | limits_json(door.settings)
 
 
 def _model(door: Door, name: str) -> dict[str, Any]:
     """An alias names the model it stands for as its `root`."""
     root = door.settings.served_model_name
-    return {"id": name, "object": "model", "created": door.opened_at, "owned_by": "zimage-serve", "root": root}
+    about = {"id": name, "object": "model", "created": door.opened_at, "owned_by": "zimage-serve", "root": root}
+    if name == root:
+        about["adapters"] = adapters_json(door.settings)
+    return about | {"input_modalities": ["text", "image"], "output_modalities": ["image"], "image_input": _takes(door)}
+
+
+def _takes(door: Door) -> dict[str, Any]:
+    limits = door.settings.limits
+    return {
+        "formats": [format.lower() for format in FORMATS],
+        "max_bytes": limits.image_bytes,
+        "max_pixels": limits.image_pixels,
+        "max_images": 1,
+        "mask": True,
+        "strength": {"minimum": 0.01, "maximum": 1, "default": STRENGTH, "default_with_mask": MASKED_STRENGTH},
+    }
 
 
 async def _submitted(door: Door, order: Order) -> Order:

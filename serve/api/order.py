@@ -10,7 +10,9 @@ from serve.api import checks
 from serve.api.accept import RawBytes
 from serve.api.deps import Door
 from serve.api.generation import GenerationBody, ImageBody, Quality
+from serve.api.how import FIELDS, how, without_effect
 from serve.errors import InvalidRequest
+from serve.inputs import Source
 from serve.messages import ImageFormat, ImageRequest, PresetUse, Submission
 from serve.presets.choice import Choice, Wrapped
 from serve.settings import Settings
@@ -24,7 +26,8 @@ _NAMED: dict[str | None, Quality] = {
     "xhigh": "xhigh",
     "max": "max",
 }
-FILLED_UP = ("size", "num_inference_steps", "quality", "guidance_scale", "negative_prompt")
+STRENGTH, MASKED_STRENGTH = 0.6, 1.0  # as diffusers' pipelines have them
+FILLED_UP = ("size", "num_inference_steps", "quality", "guidance_scale", "negative_prompt", *FIELDS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +43,10 @@ class Resolved:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
-    """One synchronous call. `seed` is the one asked for; `replayed` says that its job was there before."""
+    """One synchronous call. `seed` is the one asked for; `replayed` says that its job was there before.
+
+    `events` is what the names of a stream's events begin with.
+    """
 
     submission: Submission
     seed: int | None
@@ -51,6 +57,7 @@ class Order:
     input_tokens: int
     ignored: tuple[str, ...]
     replayed: bool = False
+    events: str = "image_generation"
 
     @property
     def request(self) -> ImageRequest:
@@ -61,13 +68,15 @@ class Order:
         return f"{self.request.width}x{self.request.height}"
 
 
-def resolve(door: Door, body: GenerationBody, unknown: list[str], raw: RawBytes | None) -> Order:
+def resolve(
+    door: Door, body: GenerationBody, unknown: list[str], raw: RawBytes | None, source: Source | None = None
+) -> Order:
     """Raises InvalidRequest and its kinds."""
     if body.stream:
         raw = None
     _check_one_picture(body, raw)
     unused = ["partial_images"] if body.partial_images and not body.stream else []
-    resolved = resolve_image(door, body, [*unused, *unknown], _format(body, raw))
+    resolved = resolve_image(door, body, [*unused, *unknown], _format(body, raw), source)
     submission = Submission(
         job_id=str(ULID()),
         request=resolved.request,
@@ -95,9 +104,12 @@ def resolve(door: Door, body: GenerationBody, unknown: list[str], raw: RawBytes 
     )
 
 
-def resolve_image(door: Door, body: ImageBody, ignored: list[str], output_format: ImageFormat) -> Resolved:
+def resolve_image(
+    door: Door, body: ImageBody, ignored: list[str], output_format: ImageFormat, source: Source | None = None
+) -> Resolved:
     """What all ways to ask for pictures share; `ignored` are names that have no effect here.
 
+    `source` is the picture to begin with, which is not stored yet and has no name in the request.
     Raises InvalidRequest and its kinds, and Forbidden.
     """
     door.caller.check_preset(body.preset)
@@ -106,7 +118,7 @@ def resolve_image(door: Door, body: ImageBody, ignored: list[str], output_format
     model = checks.model(body.model, door.settings, catalog.aliases)
     choice = Choice.of(catalog, body.model, body.preset, body.style_preset)
     wrapped = choice.wrap(body.prompt)
-    request = _request(body, choice, wrapped, model, door.settings, output_format)
+    request = _request(body, choice, wrapped, model, door.settings, output_format, source)
     checks.not_blank("prompt", body.prompt)
     choice.check_words(body.prompt)
     limits, prompts = door.settings.limits, door.prompts
@@ -133,12 +145,21 @@ def _use(body: ImageBody, choice: Choice, version: str) -> PresetUse:
 
 
 def _request(
-    body: ImageBody, choice: Choice, prompt: Wrapped, model: str, settings: Settings, output_format: ImageFormat
+    body: ImageBody,
+    choice: Choice,
+    prompt: Wrapped,
+    model: str,
+    settings: Settings,
+    output_format: ImageFormat,
+    source: Source | None,
 ) -> ImageRequest:
     """Explicit fields, else the preset's, else the service's."""
     n = _count(body, settings)
-    width, height = checks.size(choice.size(body.size), settings)
-    guidance = choice.guidance(body.guidance_scale)
+    if source is None or body.size not in (None, "auto") or choice.locks_size:
+        width, height = checks.size(choice.size(body.size), settings)
+    else:
+        width, height = checks.own_size(source.size, settings)
+    guidance = choice.guidance(body.guidance_scale, settings.default_guidance)
     quality = None if choice.ignores(named := _NAMED.get(body.quality)) else named
     steps = checks.steps(choice.steps(body.num_inference_steps, quality), quality, settings)
     choice.check_limits(n, width, height, steps)
@@ -156,7 +177,14 @@ def _request(
         output_format=output_format,
         output_compression=None if output_format == "png" else body.output_compression,
         deterministic=bool(body.deterministic),
+        strength=None if source is None else _strength(body, source),
+        **how(body, choice, settings, guidance),
     )
+
+
+def _strength(body: ImageBody, source: Source) -> float:
+    default = STRENGTH if source.mask is None else MASKED_STRENGTH
+    return default if body.strength is None else float(body.strength)
 
 
 def _refuse_transparency(body: ImageBody) -> None:
@@ -197,5 +225,7 @@ def _without_effect(body: ImageBody, choice: Choice, request: ImageRequest) -> l
         "output_compression": body.output_compression is not None and request.output_format == "png",
         "negative_prompt": bool(body.negative_prompt) and not request.guided,
         "quality": choice.ignores(_NAMED.get(body.quality)),
+        "strength": body.strength is not None and request.strength is None,
+        **without_effect(body, request),
     }
     return [name for name, ignored in unused.items() if ignored]

@@ -30,8 +30,10 @@ _HEADERS = {
     ),
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
-    "Cache-Control": "no-cache",  # asked for each time, answered 304: an upgrade is seen at once
 }
+NO_CACHE = "no-cache"  # asked for each time, answered 304: an upgrade is seen at once
+FOR_EVER = "public, max-age=31536000, immutable"
+NEVER = "no-store"
 
 router = APIRouter(include_in_schema=False)
 
@@ -48,14 +50,24 @@ class File:
 
 @cache
 def files() -> dict[str, File]:
-    """By name; read once, as they change with the installation only."""
-    return {path.name: _file(path) for path in FOLDER.iterdir() if path.suffix in _TYPES}
+    """By name; read once, as they change with the installation only. The page names the others with their version."""
+    found = {path.name: path.read_bytes() for path in sorted(FOLDER.iterdir()) if path.suffix in _TYPES}
+    found[INDEX] = found[INDEX].replace(b"./ui/", f"./ui/{current()}/".encode())
+    return {name: _file(name, content) for name, content in found.items()}
 
 
-def _file(path: Path) -> File:
-    content = path.read_bytes()
+@cache
+def current() -> str:
+    """Of all files together: modules of one version load no others."""
+    whole = hashlib.sha256()
+    for path in sorted(FOLDER.iterdir()):
+        whole.update(path.name.encode() + b"\0" + path.read_bytes())
+    return whole.hexdigest()[:16]
+
+
+def _file(name: str, content: bytes) -> File:
     packed = gzip.compress(content, mtime=0)
-    return File(content, packed, _TYPES[path.suffix], f'W/"{hashlib.sha256(content).hexdigest()[:32]}"')
+    return File(content, packed, _TYPES[Path(name).suffix], f'W/"{hashlib.sha256(content).hexdigest()[:32]}"')
 
 
 @router.get("/")
@@ -63,19 +75,26 @@ async def page(request: Request) -> Response:
     """For browsers. A client that prefers JSON is told, as ever, that there is no such route."""
     if prefers_json(request.headers.get("accept", "")):
         raise NotFound("no route GET / for JSON", hint="see /docs for the routes there are")
-    return _answer(request, files()[INDEX])
+    return _answer(request, INDEX, NO_CACHE)
 
 
 @router.get("/ui/{name}")
 async def file(name: str, request: Request) -> Response:
-    if name not in files():
-        raise NotFound(f"no route GET /ui/{name[:64]}", hint="see /docs for the routes there are")
-    return _answer(request, files()[name])
+    return _answer(request, name, NO_CACHE)
 
 
-def _answer(request: Request, file: File) -> Response:
+@router.get("/ui/{version}/{name}")
+async def versioned(version: str, name: str, request: Request) -> Response:
+    """While Gateways are replaced one may be asked for another's version: it gives its own, and nobody keeps that."""
+    return _answer(request, name, FOR_EVER if version == current() else NEVER)
+
+
+def _answer(request: Request, name: str, caching: str) -> Response:
     """The tag is weak: it names the content, packed or not."""
-    headers = _HEADERS | {"ETag": file.tag, "Vary": "Accept, Accept-Encoding"}
+    file = files().get(name)
+    if file is None:
+        raise NotFound(f"no route GET {request.url.path[:128]}", hint="see /docs for the routes there are")
+    headers = _HEADERS | {"ETag": file.tag, "Vary": "Accept, Accept-Encoding", "Cache-Control": caching}
     if file.tag in request.headers.get("if-none-match", ""):
         return Response(status_code=304, headers=headers)
     if "gzip" in request.headers.get("accept-encoding", ""):

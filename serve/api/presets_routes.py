@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 from typing import Any
@@ -10,9 +11,12 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from serve.api.deps import Door, TheDoor
-from serve.api.docs import PRESETS
+from serve.api.docs import PRESET_PICTURE, PRESETS
 from serve.api.hot_json import hot_json
+from serve.errors import NotFound
+from serve.presets.catalog import Catalog
 from serve.presets.file import Preset, Style, Words
+from serve.presets.pictures import picture_of
 
 router = APIRouter(prefix="/v1", tags=["presets"])
 
@@ -21,15 +25,7 @@ router = APIRouter(prefix="/v1", tags=["presets"])
 async def list_presets(request: Request, door: TheDoor) -> Response:
     """The tag is weak: Gateways that show the same may have loaded it at different times."""
     catalog, status = door.presets.value, door.presets.status
-    shown = {
-        "object": "list",
-        "data": [_preset_json(door, preset) for preset in catalog.presets.values()],
-        "styles": [_style_json(style, "style") for style in catalog.styles.values()],
-        "model_aliases": [
-            {"name": alias.name, "preset": alias.preset, "style_preset": alias.style_preset}
-            for alias in catalog.aliases.values()
-        ],
-    }
+    shown = await asyncio.to_thread(_catalog_json, door, catalog)
     tag = f'W/"{hashlib.sha256(json.dumps([shown, status.error]).encode()).hexdigest()[:32]}"'
     headers = {"ETag": tag, "Cache-Control": "private, no-cache"}
     if tag in request.headers.get("if-none-match", ""):
@@ -37,7 +33,43 @@ async def list_presets(request: Request, door: TheDoor) -> Response:
     return JSONResponse(shown | {"version": hot_json(status)}, headers=headers)
 
 
-def _style_json(style: Style, kind: str) -> dict[str, Any]:
+@router.get("/presets/{preset}/picture", **PRESET_PICTURE)
+async def preset_picture(preset: str, request: Request, door: TheDoor) -> Response:
+    return await _picture(request, door, door.presets.value.presets.get(preset))
+
+
+@router.get("/styles/{style}/picture", **PRESET_PICTURE)
+async def style_picture(style: str, request: Request, door: TheDoor) -> Response:
+    return await _picture(request, door, door.presets.value.styles.get(style))
+
+
+async def _picture(request: Request, door: Door, entry: Style | None) -> Response:
+    """Under the name that `GET /v1/presets` tells it is the same for ever."""
+    found = await asyncio.to_thread(picture_of, entry, door.presets.path) if entry is not None else None
+    if found is None:
+        raise NotFound("there is no such picture", hint="GET /v1/presets tells picture_url where there is one")
+    same = request.query_params.get("v") == found.tag
+    caching = "private, max-age=31536000, immutable" if same else "private, no-cache"
+    headers = {"ETag": f'"{found.tag}"', "Cache-Control": caching}
+    if f'"{found.tag}"' in request.headers.get("if-none-match", ""):
+        return Response(status_code=304, headers=headers)
+    return Response(found.data, media_type=found.media_type, headers=headers)
+
+
+def _catalog_json(door: Door, catalog: Catalog) -> dict[str, Any]:
+    return {
+        "object": "list",
+        "data": [_preset_json(door, preset) for preset in catalog.presets.values()],
+        "styles": [_style_json(door, style, "style") for style in catalog.styles.values()],
+        "model_aliases": [
+            {"name": alias.name, "preset": alias.preset, "style_preset": alias.style_preset}
+            for alias in catalog.aliases.values()
+        ],
+    }
+
+
+def _style_json(door: Door, style: Style, kind: str) -> dict[str, Any]:
+    picture = picture_of(style, door.presets.path)
     return {
         "name": style.name,
         "object": kind,
@@ -45,6 +77,7 @@ def _style_json(style: Style, kind: str) -> dict[str, Any]:
         "description": _words(style.description),
         "prompt": style.prompt,
         "negative_prompt": style.negative_prompt or None,
+        "picture_url": f"/v1/{kind}s/{style.name}/picture?v={picture.tag}" if picture else None,
     }
 
 
@@ -53,10 +86,11 @@ def _preset_json(door: Door, preset: Preset) -> dict[str, Any]:
     settings = door.settings
     limits, own = settings.limits, preset.limits
     default = settings.default_px
-    return _style_json(preset, "preset") | {
+    return _style_json(door, preset, "preset") | {
         "size": preset.size or f"{default}x{default}",
         "num_inference_steps": preset.num_inference_steps or settings.default_steps,
-        "guidance_scale": preset.guidance_scale or 0.0,
+        "guidance_scale": settings.default_guidance if preset.guidance_scale is None else preset.guidance_scale,
+        "adapter": preset.adapter,
         "quality": {**settings.quality_steps, **preset.quality},
         "limits": {
             "max_n": min(limits.max_n, own.max_n or limits.max_n),

@@ -27,6 +27,7 @@ from serve.assets.store import (
     no_asset,
 )
 from serve.errors import AssetCorrupted, StoreFull, StoreUnavailable
+from serve.inputs import NAME
 from serve.messages import ImageFormat, Series
 
 MIN_FREE_BYTES = 64 << 20
@@ -49,9 +50,10 @@ class LocalAssets:
 
     def __init__(self, root: Path, min_free_bytes: int = MIN_FREE_BYTES) -> None:
         self._images, self._blobs, self._previews = root / "images", root / "blobs", root / "previews"
+        self._inputs = root / "inputs"
         self._min_free_bytes = min_free_bytes
         self._hard_links = True
-        for folder in (self._images, self._blobs, self._previews):
+        for folder in (self._images, self._blobs, self._previews, self._inputs):
             folder.mkdir(parents=True, exist_ok=True)
 
     async def check_room(self) -> None:
@@ -89,6 +91,22 @@ class LocalAssets:
 
     async def tidy(self) -> None:
         await asyncio.to_thread(self._tidy, time.time())
+
+    async def write_input(self, name: str, data: bytes) -> None:
+        path = self._input(name)
+        await asyncio.to_thread(self._write_aside, path, data, durable=True)
+
+    async def read_input(self, name: str) -> bytes | None:
+        return await asyncio.to_thread(_read_if_there, self._input(name))
+
+    async def inputs(self) -> AsyncIterator[dict[str, float]]:
+        for folder in await asyncio.to_thread(lambda: sorted(self._inputs.iterdir())):
+            yield await asyncio.to_thread(_input_page, folder)
+
+    async def delete_inputs(self, *names: str) -> None:
+        with _told():
+            for path in map(self._input, names):
+                await asyncio.to_thread(path.unlink, missing_ok=True)
 
     async def write_preview(self, key: str, data: bytes) -> None:
         path = self._previews / checked(PREVIEW_KEY, key)
@@ -255,6 +273,9 @@ class LocalAssets:
     def _blob(self, sha256: str) -> Path:
         return self._blobs / sha256[:2] / sha256
 
+    def _input(self, name: str) -> Path:
+        return self._inputs / checked(NAME, name)[:2] / f"{name}.png"
+
     def _base(self, asset_id: str) -> Path:
         """The picture's path without a suffix; a ULID begins with its time, so one folder holds 17 minutes."""
         checked(ASSET_ID, asset_id)
@@ -269,6 +290,10 @@ def _page(folder: Path) -> dict[str, float]:
         if ASSET_ID.fullmatch(asset_id):
             newest[asset_id] = max(stat.st_ctime, newest.get(asset_id, 0.0))
     return dict(sorted(newest.items()))
+
+
+def _input_page(folder: Path) -> dict[str, float]:
+    return {file.stem: stat.st_mtime for file, stat in _files(folder) if NAME.fullmatch(file.stem)}
 
 
 def _files(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -22,7 +22,7 @@ def describe(request: ImageRequest, image: int, *, job_id: str, user: str, weigh
         "model": request.model,
         "weights": weights,
         "engine": f"{PACKAGE} {engine_version()}",
-        "request": asdict(alone(request, image)),
+        "request": alone(request, image).said(),
     }
 
 
@@ -44,6 +44,10 @@ def parameters(request: ImageRequest, image: int) -> str:
         "Size": f"{request.width}x{request.height}",
         "Model": request.model,
     }
+    if request.strength is not None:
+        settings["Denoising strength"] = f"{request.strength:g}"
+    if request.adapter is not None:
+        settings["Adapter"] = f"{request.adapter}:{request.adapter_scale:g}"
     lines = [request.prompt]
     if request.negative_prompt:
         lines.append(f"Negative prompt: {request.negative_prompt}")

@@ -27,6 +27,7 @@ from serve.assets.store import (
     no_asset,
 )
 from serve.errors import StoreUnavailable
+from serve.inputs import NAME
 from serve.messages import ImageFormat, Series
 
 log = structlog.get_logger()
@@ -35,7 +36,7 @@ RETRY_AFTER_S = 5
 
 
 class ObjectAssets:
-    """An AssetStore. Keys are `images/{asset_id}.png`, `.json`, `.thumbnail.webp`, and `previews/{key}`.
+    """An AssetStore. Keys are `images/{asset_id}.png`, `.json`, `.thumbnail.webp`, `inputs/{name}`, `previews/{key}`.
 
     It has no end, so there is always room. An object is there for good when its write returns, whole or not at all.
     """
@@ -119,6 +120,25 @@ class ObjectAssets:
 
     async def tidy(self) -> None:
         """Nothing: objects have no drafts, and each picture has bytes of its own."""
+
+    async def write_input(self, name: str, data: bytes) -> None:
+        with _told():
+            await self._put(f"inputs/{checked(NAME, name)}", data, "image/png")
+
+    async def read_input(self, name: str) -> bytes | None:
+        return await self._get(f"inputs/{checked(NAME, name)}")
+
+    async def inputs(self) -> AsyncIterator[dict[str, float]]:
+        page: dict[str, float] = {}
+        async for key, written_at in self._keys("inputs"):
+            page[key.removeprefix("inputs/")] = written_at
+            if len(page) >= KEYS_AT_ONCE:
+                yield page
+                page = {}
+        yield page
+
+    async def delete_inputs(self, *names: str) -> None:
+        await self._delete([f"inputs/{checked(NAME, name)}" for name in names])
 
     async def write_preview(self, key: str, data: bytes) -> None:
         with _told():

@@ -134,6 +134,19 @@ class AssetStore(Protocol):
     async def tidy(self) -> None:
         """Drops what writers that died have left, and bytes that no picture refers to any more."""
 
+    async def write_input(self, name: str, data: bytes) -> None:
+        """An input picture (`serve/inputs.py`), for good. Written again it is as new as if it had not been there.
+
+        Raises StoreFull.
+        """
+
+    async def read_input(self, name: str) -> bytes | None: ...
+
+    def inputs(self) -> AsyncIterator[dict[str, float]]:
+        """Every name, with the Unix time at which it was last written."""
+
+    async def delete_inputs(self, *names: str) -> None: ...
+
     async def write_preview(self, key: str, data: bytes) -> None:
         """Raises StoreFull."""
 

@@ -10,7 +10,7 @@ from PIL import Image
 from PIL.ExifTags import IFD, Base
 from PIL.PngImagePlugin import PngInfo
 
-from serve.engine.decode import Pixels
+from serve.engine.pixels import Pixels
 from serve.messages import ImageFormat, ImageRequest
 
 DEFAULT_QUALITY = 90

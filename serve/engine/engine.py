@@ -1,4 +1,7 @@
-"""The step loop: one thread owns the device and the table of pictures in flight; nobody else launches work on it."""
+"""The step loop: one thread owns the device and the table of pictures in flight; nobody else launches work on it.
+
+The table is as if all that was launched were done; what it did is told later (`ahead.py`).
+"""
 
 from __future__ import annotations
 
@@ -6,18 +9,24 @@ import asyncio
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import structlog
 import torch
 from torch import Tensor
 
+from serve.engine.ahead import Ahead, Instant, instant
 from serve.engine.decode import Decoder
 from serve.engine.flight import Drawn, Flight, Generation, OnStep, Outcome
 from serve.engine.forward import Transformer, velocities
 from serve.engine.memory import Memory
+from serve.engine.pixels import Pixels
+from serve.engine.reference import begin
 from serve.engine.schedule import Entry, Policy, Shape
+from serve.engine.stepping import Moved, Step
 from serve.engine.turns import Turn, Turns
 from serve.engine.zimage import pad_length
 from serve.errors import DeadlineExceeded, DeviceLost, OutOfMemory, ZImageError
@@ -26,6 +35,8 @@ from serve.metrics.tally import Recorder
 from serve.step_times import StepTimes
 
 log = structlog.get_logger()
+
+COLD_RUNS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,17 +59,6 @@ _Command = _Admit | _Cancel | _Stop
 
 
 @dataclass(slots=True)
-class _Step:
-    """A step under way. `work` yields None after each part but the last, and then one velocity for each flight."""
-
-    turn: Turn
-    flights: list[Flight]
-    work: Iterator[list[Tensor] | None]
-    reserved: int
-    seconds: float = 0.0
-
-
-@dataclass(slots=True)
 class Engine:
     transformer: Transformer
     decoder: Decoder
@@ -72,16 +72,20 @@ class Engine:
     clock: Callable[[], float] = time.monotonic
     lost: bool = False
     _turns: Turns = field(init=False)
-    _paused: _Step | None = None
+    _ahead: Ahead = field(init=False)
+    _paused: Step | None = None
+    _runs: Counter[Hashable] = field(default_factory=Counter)
     _inbox: queue.SimpleQueue[_Command] = field(default_factory=queue.SimpleQueue)
     _flights: dict[str, Flight] = field(default_factory=dict)
     _landing: list[list[Flight]] = field(default_factory=list)
+    _ashore: list[_Admit] = field(default_factory=list)
     _thread: threading.Thread | None = None
     _stopping: bool = False
     _beat: float = 0.0
 
     def __post_init__(self) -> None:
         self._turns = Turns(self.policy, self.times, self.split_s)
+        self._ahead = Ahead(self.clock, asynchronous=self.transformer.device.type == "cuda")
 
     def start(self) -> None:
         self._beat = self.clock()
@@ -131,54 +135,100 @@ class Engine:
 
     def _run(self) -> None:
         while True:
+            self._call_aboard()
             self._receive()
             if self._stopping:
                 return
             self._drop_expired()
+            before = len(self._ahead)
             waiting = [flight.entry for flight in self._flights.values() if not flight.arrived]
             turn = self._turns.next(waiting, self.clock())
             if turn is not None:
                 self._take(turn)
             self._land()
+            self._tell(before)
 
     def _receive(self) -> None:
-        """Everything that has arrived; sleeps only when there is nothing to step."""
-        while not self._flights or not self._inbox.empty():
-            command = self._inbox.get()
+        """Everything that has arrived, until the device needs more work; sleeps when there is none to step."""
+        while True:
+            idle = not self._flights and not self._ahead and not self._ashore
+            try:
+                command = self._inbox.get(timeout=None if idle else (leisure_s := self._ahead.leisure_s()))
+            except queue.Empty:
+                if leisure_s:
+                    continue
+                return
             self._beat = self.clock()
             if isinstance(command, _Stop):
                 self._stopping = True
                 return
             if isinstance(command, _Cancel):
                 self._flights.pop(command.id, None)
+                self._ashore = [waiting for waiting in self._ashore if waiting.generation.id != command.id]
             else:
                 self._admit(command)
+
+    def _call_aboard(self) -> None:
+        """Whose input picture had to wait for the memory of a paused step."""
+        if self._ashore and not self._flights and self._paused is not None:
+            self._leave(self._paused)  # all its members have left
+        waiting, self._ashore = self._ashore, []
+        for command in waiting:
+            self._admit(command)
 
     def _admit(self, command: _Admit) -> None:
         if self.lost:
             command.outcome.error(DeviceLost("the device of this replica is lost"))
             return
+        g = command.generation
+        encoding = 0 if g.reference is None else self.memory.encode_bytes(g.width * g.height)
+        if encoding and not self.memory.reserve(encoding):
+            self._ashore.append(command)
+            return
         try:
-            self._flights[command.generation.id] = self._board(command)
+            self._flights[g.id] = self._board(command)
         except Exception as error:  # whatever it is, it belongs to this one request
-            command.outcome.error(self._explain(command.generation, error))
+            command.outcome.error(self._explain(g, error))
+        self.memory.release(encoding)
 
     def _board(self, command: _Admit) -> Flight:
         g = command.generation
         embeddings = [g.embedding] if g.negative is None else [g.embedding, g.negative]
-        shape = Shape(g.height, g.width, tuple(pad_length(len(embedding)) for embedding in embeddings))
+        adapter = None if g.adapter is None else (g.adapter.name, g.adapter_scale)
+        shape = Shape(g.height, g.width, tuple(pad_length(len(embedding)) for embedding in embeddings), adapter)
         self.memory.check(shape)
-        captions = [self.transformer.caption(embedding) for embedding in embeddings]
-        schedule = self.transformer.schedule(g.steps, (g.height // 16) * (g.width // 16))
-        entry = Entry(g.id, shape, g.steps, self.clock(), g.deadline, g.alone)
-        latents = self.transformer.noise(g.seed, g.height, g.width)
-        return Flight(g, entry, captions, schedule, latents, command.outcome, command.on_step)
+        if g.reference is not None:
+            self.memory.check_input(g.width, g.height)
+        extension = None if g.adapter is None else self.transformer.extend(g.adapter, g.adapter_scale)
+        captions = [self.transformer.caption(embedding, extension) for embedding in embeddings]
+        schedule = self.transformer.schedule(g.steps, (g.height // 16) * (g.width // 16), extension)
+        entry = Entry(g.id, shape, g.steps_taken, self.clock(), g.deadline, g.alone)
+        begun = begin(
+            g.reference,
+            lambda: self.transformer.noise(g.seed, g.height, g.width),
+            lambda reference: self.decoder.encoder.begin(reference, g.seed, schedule.sigmas[g.skipped]),
+            self.memory.free,
+        )
+        flight = Flight(
+            g,
+            entry,
+            captions,
+            schedule,
+            begun.latents,
+            command.outcome,
+            command.on_step,
+            g.skipped,
+            begun.kept,
+            extension,
+        )
+        flight.take_only_needed()
+        return flight
 
     def _drop_expired(self) -> None:
         now = self.clock()
         for flight in list(self._flights.values()):
             if flight.generation.hard_deadline and now > flight.generation.deadline:
-                done = f"{flight.step} of {flight.generation.steps} steps were done"
+                done = f"{flight.taken} of {flight.generation.steps_taken} steps were done"
                 self._fail(flight, DeadlineExceeded(f"the deadline passed when {done}"))
 
     # --- steps
@@ -196,7 +246,7 @@ class Engine:
         assert step is not None
         self._advance(step)
 
-    def _begin(self, turn: Turn) -> _Step | None:
+    def _begin(self, turn: Turn) -> Step | None:
         """None when it has to wait until the paused step gives its memory back; too large a batch is halved."""
         shape = turn.batch[0].shape
         while len(turn.batch) > 1 and not self.memory.fits(self.memory.step_bytes(shape, len(turn.batch))):
@@ -208,23 +258,22 @@ class Engine:
         for flight in flights:
             if flight.started_at == 0:
                 flight.started_at = time.time()
-                flight.on_step(0, None)
-        return _Step(turn, flights, velocities(self.transformer, flights, turn.parts), needed)
+                self._progress(flight, 0, None)
+        return Step(turn, shape, flights, velocities(self.transformer, flights, turn.parts), needed)
 
-    def _leave(self, step: _Step) -> None:
+    def _leave(self, step: Step) -> None:
         self.memory.release(step.reserved)
         if step is self._paused:
             self._paused = None
 
-    def _advance(self, step: _Step) -> None:
-        self._beat = started = self.clock()
+    def _advance(self, step: Step) -> None:
         turn, failure = step.turn, None
+        self._beat = self.clock()
+        began = instant(self.transformer.device)
         try:
-            moves = next(step.work)
-            self._synchronize()
+            velocities = next(step.work)
         except Exception as error:
             failure = error
-        step.seconds += self.clock() - started
         turn.done += 1
         if failure is not None:
             turn.done = turn.parts
@@ -232,9 +281,24 @@ class Engine:
             if isinstance(failure, torch.OutOfMemoryError) and len(step.flights) > 1:
                 self.memory.did_not_fit(turn.batch[0].shape, len(step.flights))
             self._recover(step.flights, failure, self._step_again)
-        elif moves is not None:
+            return
+        tell, expected_s = step.add, self._turns.seconds(turn.batch) / turn.parts
+        if velocities is not None:
             self._leave(step)
-            self._finish(step, moves)
+            moved = self._move(step, velocities)
+            tell = partial(self._stepped, step, moved)
+        self._launched(began, expected_s, tell)
+
+    def _launched(self, began: Instant, expected_s: float, tell: Callable[[float], None]) -> None:
+        self._ahead.add(began, instant(self.transformer.device), expected_s, tell)
+
+    def _tell(self, before: int) -> None:
+        """What was launched `before` this turn's work; all, where the device has nothing to do beside it."""
+        ahead = self._ahead.asynchronous and len(self._ahead) > before
+        try:
+            self._ahead.tell(before if ahead else len(self._ahead))
+        except Exception as error:
+            self._lose(error)
 
     def _step_again(self, flights: list[Flight]) -> None:
         turn = Turn([flight.entry for flight in flights if flight.entry.id in self._flights])
@@ -242,31 +306,47 @@ class Engine:
         if step is not None:  # else it waits for the memory of the paused step, and is chosen again
             self._advance(step)
 
-    def _finish(self, step: _Step, moves: list[Tensor]) -> None:
-        shape = step.flights[0].entry.shape
-        self.times.observe_step(shape.tokens, shape.rows * len(step.flights), step.seconds)
-        self.recorder.observe("zimage_step_duration_seconds", step.seconds, self.model)
-        self.recorder.observe("zimage_batch_size", len(step.flights), "step")
-        arrived = list[Flight]()
-        for flight, velocity in zip(step.flights, moves, strict=True):
-            if flight.entry.id not in self._flights:
+    def _move(self, step: Step, velocities: list[Tensor]) -> list[Moved]:
+        """Those that have taken their last step are to land."""
+        moved, arrived = list[Moved](), list[Flight]()
+        for flight, velocity in zip(step.flights, velocities, strict=True):
+            if not self._flies(flight):
                 continue  # it left between two parts
             try:
-                self._move(flight, velocity, step)
+                moved.append(Moved.along(flight, velocity, self.decoder))
             except Exception as error:
                 self._recover([flight], error, self._step_again)
                 continue
             if flight.arrived:
-                flight.denoised_at = time.time()
                 arrived.append(flight)
         self._landing += [arrived[at : at + self.decode_batch] for at in range(0, len(arrived), self.decode_batch)]
+        return moved
 
-    def _move(self, flight: Flight, velocity: Tensor, step: _Step) -> None:
-        expected = flight.move(velocity, step.seconds, len(step.flights))
-        preview = None
-        if not flight.arrived and flight.step in flight.generation.preview_steps:
-            preview = self.decoder.preview(flight.picture(expected))
-        flight.on_step(flight.step, preview)
+    def _stepped(self, step: Step, moved: list[Moved], seconds: float) -> None:
+        step.add(seconds)
+        shape = step.shape
+        if self._is_warm((shape, len(step.flights), step.turn.parts)):
+            self.times.observe_step(shape.tokens, shape.rows * len(step.flights), step.seconds)
+        self.recorder.observe("zimage_step_duration_seconds", step.seconds, self.model)
+        self.recorder.observe("zimage_batch_size", len(step.flights), "step")
+        for one in moved:
+            if self._flies(one.flight):
+                one.flight.took(step.seconds, len(step.flights))
+                self._progress(one.flight, one.step, None if one.preview is None else one.preview.numpy())
+
+    def _is_warm(self, work: Hashable) -> bool:
+        """On a GPU kernels are loaded in the first run, and recorded in the second: both say nothing of the others."""
+        self._runs[work] += 1
+        return self.transformer.device.type != "cuda" or self._runs[work] > COLD_RUNS
+
+    def _progress(self, flight: Flight, step: int, preview: Pixels | None) -> None:
+        try:
+            flight.on_step(step, preview)
+        except Exception as error:  # of whoever watches, such as a loop that is closed
+            self._fail(flight, error)
+
+    def _flies(self, flight: Flight) -> bool:
+        return self._flights.get(flight.entry.id) is flight
 
     def _land(self) -> None:
         """Decodes what has taken its last step, at once if the memory for it is not held by a paused step."""
@@ -283,30 +363,31 @@ class Engine:
 
     def _decode(self, flights: list[Flight]) -> None:
         """Latents of one shape together: their step made them ready together."""
-        flights = [flight for flight in flights if flight.entry.id in self._flights]
+        flights = [flight for flight in flights if self._flies(flight)]
         if not flights:
             return
-        self._beat = started = self.clock()
-        began, failure = time.time(), None
+        self._beat, failure = self.clock(), None
+        began = instant(self.transformer.device)
         try:
-            pictures = self.decoder.decode([flight.picture(flight.latents) for flight in flights])
+            pixels = self.decoder.launch([flight.picture(flight.latents) for flight in flights])
         except Exception as error:
             failure = error
         if failure is not None:
             self._recover(flights, failure, self._decode)
             return
-        seconds = self.clock() - started
+        expected_s = len(flights) * self.times.decode_seconds(flights[0].entry.shape.pixels)
+        self._launched(began, expected_s, partial(self._decoded, flights, pixels))
+
+    def _decoded(self, flights: list[Flight], pixels: Tensor, seconds: float) -> None:
         self.times.observe_decode(flights[0].entry.shape.pixels, seconds / len(flights))
         self.recorder.observe("zimage_batch_size", len(flights), "decode")
-        decoding = Span(began, time.time())
-        for flight, pixels in zip(flights, pictures, strict=True):
-            del self._flights[flight.entry.id]
-            spent = flight.denoise_s, seconds, flight.executions
-            flight.outcome.result(Drawn(pixels, flight.started_at, *spent, flight.denoised_at, decoding))
-
-    def _synchronize(self) -> None:
-        if self.transformer.device.type == "cuda":
-            torch.cuda.current_stream().synchronize()
+        ended = time.time()
+        decoding = Span(ended - seconds, ended)
+        for flight, picture in zip(flights, pixels.numpy(), strict=True):
+            if self._flies(flight):
+                del self._flights[flight.entry.id]
+                spent = flight.denoise_s, seconds, flight.executions
+                flight.outcome.result(Drawn(picture, flight.started_at, *spent, decoding.began, decoding))
 
     # --- faults
 
@@ -358,6 +439,10 @@ class Engine:
     def _lose(self, error: Exception) -> None:
         """Nothing more can be done on this device, ever; the pictures are drawn elsewhere."""
         self.lost = True
+        self._ahead.forget()
         log.error("the device is lost", exc_info=error)
         for flight in list(self._flights.values()):
             self._fail(flight, DeviceLost("the device of this replica is lost"))
+        for command in self._ashore:
+            command.outcome.error(DeviceLost("the device of this replica is lost"))
+        self._ashore = []

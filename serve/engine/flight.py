@@ -10,7 +10,10 @@ from typing import Any
 
 from torch import Tensor
 
-from serve.engine.decode import Pixels
+from serve.engine.guidance import Guidance
+from serve.engine.lora import Adapter, Extension
+from serve.engine.pixels import Pixels
+from serve.engine.reference import Kept, Reference
 from serve.engine.schedule import Entry
 from serve.engine.zimage import Caption, Row, Schedule, unpatchify
 from serve.messages import Span
@@ -22,6 +25,7 @@ OnStep = Callable[[int, Pixels | None], None]
 class Generation:
     """One picture to draw. `deadline` is in seconds of the engine's clock; embeddings are [L, C].
 
+    With a `reference` the first `skipped` of its steps are left out. `preview_steps` counts those that are taken.
     `origin` is what log lines about it say.
     """
 
@@ -38,6 +42,16 @@ class Generation:
     alone: bool
     preview_steps: frozenset[int]
     origin: Mapping[str, str] = field(default_factory=dict)
+    reference: Reference | None = None
+    skipped: int = 0
+    adapter: Adapter | None = None
+    adapter_scale: float = 1.0
+    cfg_normalization: float = 0.0
+    cfg_truncation: float = 1.0
+
+    @property
+    def steps_taken(self) -> int:
+        return self.steps - self.skipped
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +91,7 @@ class Outcome:
 
 @dataclass(slots=True)
 class Flight:
-    """`latents` [N, 4 * C] are those before step `step`; `retried` is the step that was tried again, alone."""
+    """`latents` [N, 4 * C] are those before step `step` of the schedule; `retried` is the one tried again, alone."""
 
     generation: Generation
     entry: Entry
@@ -86,30 +100,54 @@ class Flight:
     latents: Tensor
     outcome: Outcome
     on_step: OnStep
-    step: int = 0
+    step: int
+    kept: Kept | None = None
+    extension: Extension | None = None
     retried: int = -1
     started_at: float = 0.0
-    denoised_at: float = 0.0
     denoise_s: float = 0.0
     executions: float = 0.0
+
+    @property
+    def guidance(self) -> Guidance:
+        g = self.generation
+        return Guidance(g.guidance, g.cfg_normalization, g.cfg_truncation)
 
     @property
     def arrived(self) -> bool:
         return self.step == self.generation.steps
 
-    def rows(self) -> list[Row]:
-        g = self.generation
-        return [Row(self.latents, caption, self.schedule, self.step, g.height, g.width) for caption in self.captions]
+    @property
+    def taken(self) -> int:
+        """Steps that it has taken itself."""
+        return self.step - self.generation.skipped
 
-    def move(self, velocity: Tensor, seconds: float, members: int) -> Tensor:
-        """Takes the step along `velocity` [N, 4 * C], one of so many; returns what it lets expect of the picture."""
+    def rows(self) -> list[Row]:
+        """One for each caption that this step takes: `entry.shape` says how many."""
+        g, captions = self.generation, self.captions[: self.entry.shape.rows]
+        here = (self.schedule, self.step, g.height, g.width, self.extension)
+        return [Row(self.latents, caption, *here) for caption in captions]
+
+    def move(self, velocity: Tensor) -> Tensor:
+        """Takes the step along `velocity` [N, 4 * C]; returns what it lets expect of the picture."""
         sigma, following = self.schedule.sigmas[self.step], self.schedule.sigmas[self.step + 1]
-        self.latents = self.latents + (following - sigma) * velocity
+        moved = self.latents + (following - sigma) * velocity
+        expected = moved - following * velocity
+        self.latents = moved if self.kept is None else self.kept.blend(moved, following)
         self.step += 1
-        self.denoise_s += seconds
-        self.executions += 1 / (members * self.generation.steps)
         self.entry.steps_left -= 1
-        return self.latents - following * velocity
+        self.take_only_needed()
+        return expected if self.kept is None else self.kept.blend(expected, 0.0)
+
+    def took(self, seconds: float, members: int) -> None:
+        """The device's time for a step, one of so many members."""
+        self.denoise_s += seconds
+        self.executions += 1 / (members * self.generation.steps_taken)
+
+    def take_only_needed(self) -> None:
+        """From the step on at which guidance is cut off, the negative prompt takes no part."""
+        if not self.arrived and not self.guidance.at(self.schedule.sigmas[self.step]):
+            self.entry.shape = self.entry.shape.unguided()
 
     def picture(self, tokens: Tensor) -> Tensor:
         """[N, 4 * C] -> latents [C, h, w]."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from serve.engine.flight import Flight
+from serve.engine.lora import Adapter, Extension
 from serve.engine.zimage import Caption, Row, Schedule
 
 
@@ -20,9 +21,11 @@ class Transformer(Protocol):
 
     def noise(self, seed: int, height: int, width: int) -> Tensor: ...
 
-    def caption(self, embeddings: Tensor) -> Caption: ...
+    def extend(self, adapter: Adapter, scale: float) -> Extension: ...
 
-    def schedule(self, steps: int, image_tokens: int) -> Schedule: ...
+    def caption(self, embeddings: Tensor, extension: Extension | None = None) -> Caption: ...
+
+    def schedule(self, steps: int, image_tokens: int, extension: Extension | None = None) -> Schedule: ...
 
     def segments(self, rows: list[Row], parts: int) -> Iterator[Tensor]:
         """One forward over rows of one shape in exactly `parts` of about equal time.
@@ -53,7 +56,4 @@ def _guided(flights: list[Flight], per_caption: Sequence[Tensor]) -> list[Tensor
     if len(per_caption) == 1:
         return list(per_caption[0])
     positive, negative = per_caption
-    return [
-        pos + flight.generation.guidance * (pos - neg)
-        for flight, pos, neg in zip(flights, positive, negative, strict=True)
-    ]
+    return [flight.guidance.combine(pos, neg) for flight, pos, neg in zip(flights, positive, negative, strict=True)]

@@ -6,18 +6,24 @@ import asyncio
 import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import AbstractAsyncContextManager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 from serve.assets.metadata import describe, parameters
 from serve.assets.store import AssetStore
 from serve.engine import codec
-from serve.engine.decode import Pixels
+from serve.engine.adapters import Adapters
 from serve.engine.engine import Engine
 from serve.engine.flight import Generation
+from serve.engine.lora import Adapter
+from serve.engine.pixels import Pixels
+from serve.engine.reference import Reference
 from serve.engine.text import Embedding
+from serve.errors import AssetCorrupted
+from serve.inputs import unpacked
 from serve.logs import origin
-from serve.messages import Generated, Span, Stage, StoredImage, Task, TaskPreview, TaskReport, TaskStepped
+from serve.messages import Generated, ImageRequest, Span, Stage, StoredImage, Task, TaskPreview, TaskReport, TaskStepped
 from serve.settings import Settings
 
 Report = Callable[[TaskReport], None]
@@ -29,6 +35,7 @@ class Generator:
     assets: AssetStore
     files: ThreadPoolExecutor
     settings: Settings
+    adapters: Adapters = field(default_factory=Adapters)
 
     async def generate(self, task: Task, embedding: Embedding, negative: Embedding | None, report: Report) -> Generated:
         """Returns when the picture is in the asset store. Cancelling the caller stops it at the next step."""
@@ -40,7 +47,9 @@ class Generator:
             if preview is not None:
                 loop.call_soon_threadsafe(previews.begin, preview)
 
-        drawn = await self.engine.draw(self._generation(task, embedding, negative), on_step)
+        reference = await self._reference(task.request)
+        async with self._adapter(task.request) as adapter:
+            drawn = await self.engine.draw(self._generation(task, embedding, negative, reference, adapter), on_step)
         await previews.finish()
         began, filing = time.perf_counter(), time.time()
         image = await self._store(task, drawn.pixels)
@@ -64,7 +73,31 @@ class Generator:
             spans=spans,
         )
 
-    def _generation(self, task: Task, embedding: Embedding, negative: Embedding | None) -> Generation:
+    def _adapter(self, request: ImageRequest) -> AbstractAsyncContextManager[Adapter | None]:
+        """Waits here for one that has to be loaded, while the engine goes on with others."""
+        return nullcontext() if request.adapter is None else self.adapters.lent(request.adapter)
+
+    async def _reference(self, request: ImageRequest) -> Reference | None:
+        """The input pictures of a request that begins with some. Raises AssetCorrupted."""
+        if request.image is None:
+            return None
+        pixels = await self._input(request.image)
+        return Reference(request.image, pixels, None if request.mask is None else await self._input(request.mask))
+
+    async def _input(self, name: str) -> Pixels:
+        data = await self.assets.read_input(name)
+        if data is None:
+            raise AssetCorrupted(f"the input picture {name[:16]} is gone", hint="send the picture again")
+        return await asyncio.get_running_loop().run_in_executor(self.files, unpacked, name, data)
+
+    def _generation(
+        self,
+        task: Task,
+        embedding: Embedding,
+        negative: Embedding | None,
+        reference: Reference | None,
+        adapter: Adapter | None,
+    ) -> Generation:
         request = task.request
         return Generation(
             id=task.id,
@@ -78,8 +111,14 @@ class Generator:
             deadline=self.engine.clock() + task.deadline_in,
             hard_deadline=task.hard_deadline,
             alone=request.deterministic,
-            preview_steps=preview_steps(request.steps, task.previews),
+            preview_steps=preview_steps(request.steps_taken, task.previews),
             origin=origin(task),
+            reference=reference,
+            skipped=request.steps - request.steps_taken,
+            adapter=adapter,
+            adapter_scale=request.adapter_scale,
+            cfg_normalization=request.cfg_normalization,
+            cfg_truncation=request.cfg_truncation,
         )
 
     async def _store(self, task: Task, pixels: Pixels) -> StoredImage:

@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -71,6 +72,14 @@ class Graphs:
             self._evict()
         self._pool = torch.cuda.graph_pool_handle()
         torch.cuda.empty_cache()
+
+    def drop(self, stale: Callable[[Any], bool]) -> None:
+        """Forgets what is recorded under keys that will not come again, but nothing that runs."""
+        for key in [key for key in self._shapes if key not in self._running and stale(key)]:
+            del self._shapes[key]
+            if (recorded := self._recorded.pop(key, None)) is not None:
+                for graph in recorded.graphs:
+                    graph.reset()
 
     def run(self, key: Hashable, rows: Rows, stages: Sequence[Stage]) -> Iterator[Tensor]:
         """Yields the result of every stage as it is launched; it is overwritten by the next run of the same key.

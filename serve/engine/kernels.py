@@ -104,15 +104,34 @@ def _norm_rotate(
 
 
 @triton.jit
-def _silu_mul(gate_value, out, row_scale, width, BLOCK: tl.constexpr, QUANTIZE: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64)
-    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+def _silu_mul_part(gate_value, row, column, width):
     inside = column < width
     dtype: tl.constexpr = gate_value.dtype.element_ty
     gate = tl.load(gate_value + row * 2 * width + column, mask=inside, other=0.0).to(tl.float32)
     value = tl.load(gate_value + row * 2 * width + width + column, mask=inside, other=0.0).to(tl.float32)
-    product = ((gate / (1.0 + tl.exp(-gate))).to(dtype).to(tl.float32) * value).to(dtype).to(tl.float32)
-    _store(out, row_scale, product, row, column, width, inside, QUANTIZE)
+    return ((gate / (1.0 + tl.exp(-gate))).to(dtype).to(tl.float32) * value).to(dtype).to(tl.float32)
+
+
+@triton.jit
+def _silu_mul(gate_value, out, width, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    product = _silu_mul_part(gate_value, row, column, width)
+    tl.store(out + row * width + column, product.to(out.dtype.element_ty), mask=column < width)
+
+
+@triton.jit
+def _silu_mul_quantize(gate_value, out, row_scale, width, BLOCK: tl.constexpr, REST: tl.constexpr):
+    """A whole row at once, in two parts, as blocks have powers of two as lengths and rows need not."""
+    row = tl.program_id(0).to(tl.int64)
+    first, second = tl.arange(0, BLOCK), BLOCK + tl.arange(0, REST)
+    left, right = _silu_mul_part(gate_value, row, first, width), _silu_mul_part(gate_value, row, second, width)
+    largest = tl.maximum(tl.max(tl.abs(left), 0), tl.max(tl.abs(right), 0))
+    factor = tl.maximum(largest, 1e-12) / FP8_MAX
+    tl.store(row_scale + row, factor)
+    left, right = (tl.clamp(left / factor, -FP8_MAX, FP8_MAX), tl.clamp(right / factor, -FP8_MAX, FP8_MAX))
+    tl.store(out + row * width + first, left.to(out.dtype.element_ty), mask=first < width)
+    tl.store(out + row * width + second, right.to(out.dtype.element_ty), mask=second < width)
 
 
 @triton.jit
@@ -168,10 +187,12 @@ class FusedOps:
         width = gate_value.shape[-1] // 2
         rows = gate_value.numel() // (2 * width)
         out, data, scale = self._output(gate_value, width)
-        block = triton.next_power_of_2(width) if self._quantize else 2048
-        _silu_mul[(rows, triton.cdiv(width, block))](
-            gate_value, data, scale, width, BLOCK=block, QUANTIZE=self._quantize, num_warps=16 if self._quantize else 8
-        )
+        if self._quantize:
+            block = triton.next_power_of_2(width // 2 + 1)
+            rest = triton.next_power_of_2(max(1, width - block))
+            _silu_mul_quantize[(rows,)](gate_value, data, scale, width, BLOCK=block, REST=rest, num_warps=8)
+        else:
+            _silu_mul[(rows, triton.cdiv(width, 2048))](gate_value, data, width, BLOCK=2048, num_warps=8)
         return out
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, *, causal: bool = False) -> Activation:

@@ -78,16 +78,17 @@ class CudaMeter:
 class Memory:
     """Measured at warm-up, reserved before each step. Without a meter, on a CPU, everything fits.
 
-    Made when the weights are loaded: what is used then is always used.
+    Made when the weights are loaded: what is used then is always used. `set_aside` bytes are for what comes later.
     """
 
-    def __init__(self, meter: Meter | None = None) -> None:
+    def __init__(self, meter: Meter | None = None, set_aside: int = 0) -> None:
         self._meter = meter
         vram = self.vram()
-        self.capacity = vram.total - vram.used if vram else 0
+        self.capacity = vram.total - vram.used - set_aside if vram else 0
         self._reserved = 0
         self._steps: Points = {}
         self._decodes: Points = {}
+        self._encodes: Points = {}
 
     def vram(self) -> Vram | None:
         return self._meter.read() if self._meter else None
@@ -111,6 +112,9 @@ class Memory:
         self._decodes = self._with(self._decodes, pixels, needed)
         return needed is not None
 
+    def measure_encode(self, pixels: int, work: Callable[[], object]) -> None:
+        self._encodes = self._with(self._encodes, pixels, self._measure(work))
+
     def did_not_fit(self, shape: Shape, members: int) -> None:
         """A step ran out of memory: so large a batch is not tried again."""
         self._steps = self._with(self._steps, _step_size(shape, members), None)
@@ -120,6 +124,10 @@ class Memory:
 
     def decode_bytes(self, pixels: int, members: int = 1) -> int:
         return members * _needs(self._decodes, pixels)
+
+    def encode_bytes(self, pixels: int) -> int:
+        """Of an input picture."""
+        return _needs(self._encodes, pixels)
 
     def reserve(self, needed: int) -> bool:
         """False when it does not fit now. With nothing else reserved it is up to the device."""
@@ -139,6 +147,13 @@ class Memory:
         """Raises TooLargeForMemory."""
         if not self._takes(shape):
             raise TooLargeForMemory.of(shape.width, shape.height, self._largest_px(shape.captions, shape.pixels))
+
+    def check_input(self, width: int, height: int) -> None:
+        """Raises TooLargeForMemory where a picture can be drawn, but not be encoded."""
+        if not self.fits(self.encode_bytes(width * height)):
+            sides = range(int((width * height) ** 0.5) // 16 * 16, 0, -16)
+            largest = next((side for side in sides if self.fits(self.encode_bytes(side * side))), 0)
+            raise TooLargeForMemory.of(width, height, largest)
 
     def max_px(self, cap_px: int, rows: int) -> int | None:
         """The side of the largest square that fits; None when `cap_px`, the largest that is served, does."""

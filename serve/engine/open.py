@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,13 @@ import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImageTransformer2DModel
 from transformers import AutoModel
 
+from serve.adapters import open_files
+from serve.engine.adapters import Adapters
 from serve.engine.decode import Decoder
 from serve.engine.embeddings import RememberingEncoder
 from serve.engine.engine import Engine
 from serve.engine.graphs import Graphs
+from serve.engine.lora import load
 from serve.engine.memory import CudaMeter, Memory
 from serve.engine.ops import Arithmetic, Fp8Linear, Linear, Ops, PlainOps
 from serve.engine.qwen3 import Qwen3
@@ -89,9 +93,16 @@ def open_text_encoder(settings: Settings, folder: Path, placement: Placement) ->
 
 
 def open_engine(
-    settings: Settings, folder: Path, placement: Placement, report: Callable[[float], None] = lambda _: None
+    settings: Settings,
+    folder: Path,
+    placement: Placement,
+    report: Callable[[float], None] = lambda _: None,
+    set_aside: int = 0,
 ) -> Engine:
-    """Loads, warms up and starts; `report` gets the fraction of the warm-up that is done."""
+    """Loads, warms up and starts; `report` gets the fraction of the warm-up that is done.
+
+    `set_aside` bytes of the device's memory are left for adapters.
+    """
     torch.set_num_threads(settings.threads)
     limit = settings.vram_limit
     graphs = graphs_on(placement.device)
@@ -99,13 +110,23 @@ def open_engine(
     meter = CudaMeter(placement.device, limit, forget) if placement.device.type == "cuda" else None
     try:
         transformer, decoder = load_transformer(folder, placement, graphs), load_decoder(folder, placement, graphs)
-        memory = Memory(meter)
+        memory = Memory(meter, set_aside)
     except torch.OutOfMemoryError as error:
         raise ConfigError(
             f"the weights of the denoiser do not fit into the GPU's memory{f', limited to {limit}' if limit else ''}",
             hint="raise vram_limit, or use a larger GPU",
         ) from error
     return start(settings, transformer, decoder, memory, report)
+
+
+def open_adapters(settings: Settings, folder: Path, placement: Placement) -> Adapters:
+    """Verified, none of them loaded yet. Raises WeightsError, and ConfigError where one is over the bytes for all."""
+    return Adapters(
+        files=open_files(settings, folder),
+        load=partial(load, device=placement.device, dtype=placement.dtype),
+        budget=settings.adapter_bytes,
+        item_bytes=placement.dtype.itemsize,
+    )
 
 
 def start(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Protocol
 
 from serve.step_times import StepTimes, sequence_tokens
@@ -17,15 +17,23 @@ FORCED_STEPS = 8  # of a late request, saved up: then its share is taken also wh
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What must be equal for requests to share a step: pixels, and the padded length of each row's caption."""
+    """What must be equal for requests to share a step: pixels, the padded length of each row's caption, the adapter.
+
+    `adapter` is its name and its scale.
+    """
 
     height: int
     width: int
     captions: tuple[int, ...]
+    adapter: tuple[str, float] | None = None
 
     @property
     def rows(self) -> int:
         return len(self.captions)
+
+    def unguided(self) -> Shape:
+        """Of a step that takes the prompt alone."""
+        return replace(self, captions=self.captions[:1])
 
     @property
     def tokens(self) -> int:

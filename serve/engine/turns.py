@@ -50,7 +50,7 @@ class Turns:
 
     def parts(self, batch: Sequence[Entry]) -> int:
         shape = (batch[0].shape, len(batch))
-        if self._split_s and self._seconds(batch) > self._split_s:
+        if self._split_s and self.seconds(batch) > self._split_s:
             self._split.add(shape)
         return PARTS if shape in self._split else 1
 
@@ -64,9 +64,10 @@ class Turns:
         short = [entry for entry in entries if entry.id not in inside and self.parts([entry]) == 1]
         if not short:
             return []
-        rest_s = self._seconds(paused.batch) * (1 - paused.done / paused.parts)
+        rest_s = self.seconds(paused.batch) * (1 - paused.done / paused.parts)
         return self._policy.passing(short, paused.batch, rest_s, now)
 
-    def _seconds(self, batch: Sequence[Entry]) -> float:
+    def seconds(self, batch: Sequence[Entry]) -> float:
+        """As measured, for a whole step of it."""
         shape = batch[0].shape
         return self._times.step_seconds(shape.tokens, shape.rows * len(batch))

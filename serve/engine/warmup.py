@@ -5,18 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 
+import numpy as np
 import torch
 
 from serve.engine.decode import Decoder
 from serve.engine.memory import Memory
 from serve.engine.schedule import Shape
-from serve.engine.zimage import Row, ZImageTransformer, unpatchify
+from serve.engine.zimage import SEQUENCE_MULTIPLE, Row, ZImageTransformer, unpatchify
 from serve.errors import ConfigError
 from serve.step_times import StepTimes
 
 BATCHED_UP_TO_PX = 512  # above it a single picture fills the device
 ROUNDS = 3  # after the one in which memory is measured; on a GPU the next records kernels, and then all is fast
-CAPTION_TOKENS = 32
+CAPTION_TOKENS, MAX_CAPTION_TOKENS = 32, 512
 
 
 def warm_up(
@@ -32,6 +33,8 @@ def warm_up(
     `report` gets the fraction done. Raises ConfigError when not even the first fits into the device's memory.
     """
     times = StepTimes()
+    if transformer.graphs is not None:
+        _record_captions(transformer)
     shapes = list(_shapes(shapes_px, max_batch))
     for done, (width, height, rows) in enumerate(shapes):
         fits = _measure(transformer, decoder, memory, times, width, height, rows)
@@ -42,6 +45,13 @@ def warm_up(
             )
         report((done + 1) / len(shapes))
     return times
+
+
+def _record_captions(transformer: ZImageTransformer) -> None:
+    """Of every length, as the second run of each is recorded and takes longer than a step."""
+    for length in range(CAPTION_TOKENS, MAX_CAPTION_TOKENS + 1, SEQUENCE_MULTIPLE):
+        for _ in range(2):
+            transformer.caption(torch.zeros(length, transformer.embedding_size))
 
 
 def _shapes(shapes_px: Sequence[tuple[int, int]], max_batch: int) -> Iterator[tuple[int, int, int]]:
@@ -78,6 +88,8 @@ def _measure(
             return False
         decode = min(_seconds(transformer, lambda: decoder.decode([latents])) for _ in range(ROUNDS))
         times.observe_decode(width * height, decode)
+        blank = np.zeros((height, width, 3), np.uint8)
+        memory.measure_encode(width * height, lambda: decoder.encoder.encode(blank))
     return True
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 
@@ -29,6 +31,7 @@ class Admission:
     queue: JobQueue
     jobs: Memory
     flights: Flights
+    clock: Callable[[], float] = time.monotonic
 
     def check(self, submission: Submission, *, joins: bool = False) -> None:
         """Raises NotReady, TooLargeForMemory, QueueFull or DeadlineInfeasible.
@@ -70,7 +73,7 @@ class Admission:
     def _check_feasible(self, submission: Submission, deadline_ms: int) -> None:
         own = solo_seconds(submission, self.fleet.times())
         ahead = [self.jobs[job_id].seconds_left() for job_id in self._ahead_of(submission, own)]
-        earliest = seconds_until_done(ahead, own, self.fleet.ready("denoiser"))
+        earliest = seconds_until_done(ahead, own, *self.fleet.outlook(self.clock()))
         if earliest is not None and earliest > deadline_ms / 1e3:
             feasible = math.ceil(earliest * 1e3)
             raise DeadlineInfeasible(

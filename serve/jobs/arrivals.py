@@ -74,7 +74,7 @@ class Arrivals:
     async def _accept(self, submission: Submission) -> str:
         if submission.idempotency_key is not None and (earlier := await self.store.repeated(submission)):
             return earlier.id  # a repetition is answered even where a new job would be refused
-        cache_key = self.results.cache_key(submission, self.fleet.engine)
+        cache_key = self.results.cache_key(submission, self.fleet.engine_of(submission.request))
         if answered := await self.results.answer(submission, cache_key):
             self.jobs.remember(answered)
             if answered.id == submission.job_id:

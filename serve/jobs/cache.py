@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from cachetools import TLRUCache
 
@@ -32,7 +32,7 @@ class Entry:
 
 def key_of(request: ImageRequest, engine: str) -> str:
     """Equal for requests that one engine answers with the same bytes; hexadecimal."""
-    canonical = json.dumps({"engine": engine, "request": asdict(request)}, sort_keys=True, separators=(",", ":"))
+    canonical = json.dumps({"engine": engine, "request": request.said()}, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 

@@ -15,6 +15,7 @@ from serve.jobs.accounting import Accounting
 from serve.jobs.admission import Admission
 from serve.jobs.album import Album
 from serve.jobs.arrivals import Arrivals
+from serve.jobs.backlog import Demand
 from serve.jobs.endings import Endings
 from serve.jobs.estimate import solo_seconds
 from serve.jobs.figures import Figures
@@ -25,6 +26,7 @@ from serve.jobs.lifecycle import Lifecycle
 from serve.jobs.memory import Memory
 from serve.jobs.queue import JobQueue
 from serve.jobs.results import Results
+from serve.jobs.served import Served
 from serve.jobs.state import PAUSED
 from serve.jobs.store import JobStore
 from serve.jobs.tasks import Tasks
@@ -98,6 +100,7 @@ class Dispatcher:
             told=self._told,
             clock=clock,
         )
+        self._served = Served(self._fleet, store, self._tasks)
         self._arrivals = Arrivals(
             desk=self._life,
             store=store,
@@ -105,7 +108,7 @@ class Dispatcher:
             results=self._results,
             flights=self._life.flights,
             fleet=self._fleet,
-            admission=Admission(settings.queue, self._fleet, self._queue, self._jobs, self._life.flights),
+            admission=Admission(settings.queue, self._fleet, self._queue, self._jobs, self._life.flights, clock),
             accounting=self.accounting,
             endings=self._endings,
             tasks=self._tasks,
@@ -129,14 +132,16 @@ class Dispatcher:
             clock=clock,
         )
 
-    async def open(self) -> None:
-        """Claims the store, and takes up what the Dispatcher before has left."""
+    async def open(self, session: str = "") -> None:
+        """Claims the store, and takes up what the Dispatcher before has left; `session` names the Ray it runs on."""
         await self._store.open()
         await self._results.load()
-        self._room.paused = (await self._store.recall()).get(PAUSED) == "yes"
+        known = await self._store.recall()
+        self._room.paused = known.get(PAUSED) == "yes"
         left = [self._life.take_up(record) for record in await self._store.unfinished()]
         await asyncio.gather(*(self._store.save(job.record()) for job in left))
-        self._fleet.was_ready = bool(left)  # who left jobs behind was ready once
+        served = self._served.take_up(known, session)
+        self._fleet.was_ready = served or bool(left)  # who left jobs behind was ready once
         self._room.publish()
         self._tasks.spawn(self._housekeeping())
         self._tasks.spawn(self._prune())
@@ -282,6 +287,18 @@ class Dispatcher:
             self._room.moved = True
         if self._fleet.whole:
             self._life.fill()
+            self._served.note()
+
+    def leave(self, replica_id: str) -> None:
+        """A replica is stopped on purpose, and has nothing left to do: what it still holds goes elsewhere."""
+        self._fleet.leave(replica_id)
+        self._life.placements.lose(replica_id, planned=True)
+        if not self._life.stopped:
+            self._served.note()
+
+    def demand(self) -> dict[str, Demand]:
+        """Work that waits, and who is busy, by role, since it was asked for last."""
+        return self._life.backlog.measure()
 
     def counted(self, sender: str, tally: Tally | None) -> None:
         """What another process of the service has counted."""

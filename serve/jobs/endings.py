@@ -48,7 +48,7 @@ class Endings:
             "priority": submission.priority,
             "width": request.width,
             "height": request.height,
-            "steps": request.steps,
+            "steps": request.steps_taken,
             "n": request.n,
             "images": len(record.images),
             "cache": record.cache,

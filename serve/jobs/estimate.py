@@ -21,21 +21,24 @@ def solo_seconds(submission: Submission, times: StepTimes) -> float:
     """GPU-seconds of all its images, alone on one device; 0 when nothing was measured yet."""
     request = submission.request
     return request.n * times.image_seconds(
-        steps=request.steps,
+        steps=request.steps_taken,
         tokens=sequence_tokens(request.image_tokens, submission.prompt_tokens),
         rows=2 if request.guided else 1,
         pixels=request.width * request.height,
+        encoded=request.image is not None,
     )
 
 
-def seconds_until_done(ahead: Iterable[float], own: float, replicas: int) -> float | None:
-    """None when no replica is alive: unknown is not zero."""
+def seconds_until_done(ahead: Iterable[float], own: float, replicas: int, starts_in: float = 0.0) -> float | None:
+    """None when no replica is alive: unknown is not zero. They begin to draw in `starts_in` seconds."""
     if replicas == 0:
         return None
-    return sum(ahead) / replicas + own
+    return starts_in + sum(ahead) / replicas + own
 
 
-def etas(begun: Iterable[Work], waiting: Iterable[Work], replicas: int) -> Iterator[float | None]:
+def etas(
+    begun: Iterable[Work], waiting: Iterable[Work], replicas: int, starts_in: float = 0.0
+) -> Iterator[float | None]:
     """Seconds until each of the jobs that wait, in serving order, is done; None where that is unknown.
 
     It is unknown while no replica is alive, and for a job that has unmeasured work, or follows some.
@@ -45,7 +48,7 @@ def etas(begun: Iterable[Work], waiting: Iterable[Work], replicas: int) -> Itera
         ahead += work.seconds
     for work in waiting:
         known = known and work.seconds > 0
-        yield seconds_until_done([ahead], spread_seconds(work, replicas), replicas) if known else None
+        yield seconds_until_done([ahead], spread_seconds(work, replicas), replicas, starts_in) if known else None
         ahead += work.seconds
 
 

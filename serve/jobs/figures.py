@@ -51,7 +51,8 @@ class Figures:
         self._recent.add(job)
 
     def status(self) -> ServiceStatus:
-        return status_of(self._fleet, self._jobs.active(), self._uptime_s(), paused=self._room.paused)
+        now = self._clock()
+        return status_of(self._fleet, self._jobs.active(), now - self._opened, now, paused=self._room.paused)
 
     def stats(self) -> ServiceStats:
         return stats_of(self.status(), self._fleet, self._room.waiting(), self._recent)

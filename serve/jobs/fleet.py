@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from serve.jobs.wake import Sleepers
 from serve.messages import Generated, ImageRequest, Phase, ReplicaState, Task
 from serve.step_times import StepTimes
 
 SILENT_BEATS = 5
+REMEMBERED = 100  # replicas that have left
+ROLES = ("text_encoder", "denoiser")
+HELD_ROOM = 2  # images more on a replica are quicker than the load of an adapter
 
 
 class ReplicaGone(Exception):
-    """The replica that held a task died or was replaced; `replica_id` is None when it was a text encoder."""
+    """The replica that held a task died or was replaced; `replica_id` is None when it was a text encoder.
 
-    def __init__(self, replica_id: str | None) -> None:
-        super().__init__(replica_id)
+    `killed` by Ray Serve, such as one that was to be stopped and took too long, it did not die by itself.
+    """
+
+    def __init__(self, replica_id: str | None, killed: bool = False) -> None:
+        super().__init__(replica_id, killed)
         self.replica_id = replica_id
+        self.killed = killed
 
 
 class Backend(Protocol):
@@ -43,6 +52,11 @@ class Replica:
             return 0
         return self.state.slots - len(self.placed)
 
+    def attraction(self, request: ImageRequest) -> int:
+        """The emptiest is the best, but one that holds the adapter already may be a little fuller."""
+        held = request.adapter is not None and request.adapter in self.state.adapters_held
+        return self.room + HELD_ROOM if held and self.room > 0 else self.room
+
 
 class Fleet:
     def __init__(self, heartbeat_s: float, lost: Callable[[str], None] = lambda _: None) -> None:
@@ -50,12 +64,18 @@ class Fleet:
         self._lost = lost
         self._silence_s = SILENT_BEATS * heartbeat_s
         self._replicas: dict[str, Replica] = {}
-        self._engine = ""
+        self._engines: dict[str, str] = {}
+        self._adapters: dict[str, list[str]] = {}
         self._sole: str | None = None
+        self._times = StepTimes()
+        self._left: deque[str] = deque(maxlen=REMEMBERED)
+        self.sleepers = Sleepers()
         self.was_ready = False
 
     def beat(self, state: ReplicaState, now: float) -> bool:
         """Takes a heartbeat; True when the replica became ready with it."""
+        if state.replica_id in self._left:
+            return False
         known = self._replicas.get(state.replica_id)
         ready_before = known is not None and known.state.phase is Phase.READY
         times = StepTimes.from_table(state.step_times)
@@ -63,20 +83,43 @@ class Fleet:
             self._replicas[state.replica_id] = Replica(state, now, times)
         else:
             known.state, known.beat, known.times = state, now, times
-        engines = {r.state.engine for r in self._role("denoiser") if r.state.phase is Phase.READY}
-        self._engine = "+".join(sorted(engines)) if engines else self._engine
+        if state.phase is Phase.READY:
+            self.sleepers.awake(state.role, state.warmup_s, now)
+            self._times = times if state.role == "denoiser" else self._times
+        ready = {r.state.engine for r in self._role(state.role) if r.state.phase is Phase.READY} - {""}
+        if ready:
+            self._engines[state.role] = "+".join(sorted(ready))
+        self._learn_adapters()
         self.was_ready = self.was_ready or self.whole
         return state.phase is Phase.READY and not ready_before
 
-    def drop(self, replica_id: str) -> set[str]:
-        """Forgets a replica; returns the tasks that it held."""
+    def _learn_adapters(self) -> None:
+        ready = [r.state.adapters for r in self._role("denoiser") if r.state.phase is Phase.READY]
+        names = {name for adapters in ready for name in adapters}
+        files = {name: sorted({adapters[name] for adapters in ready if name in adapters}) for name in names}
+        self._adapters = files if ready else self._adapters
+
+    def drop(self, replica_id: str, *, planned: bool = False) -> set[str]:
+        """Forgets a replica; returns the tasks that it held. One whose end was `planned` is no loss."""
         replica = self._replicas.pop(replica_id, None)
         if replica is None:
             return set()
         if self._sole in replica.placed:
             self._sole = None
-        self._lost(replica.state.role)
+        role = replica.state.role
+        if not planned:
+            self._lost(role)
+        elif not self._role(role):
+            self.sleepers.asleep(role)
         return replica.placed
+
+    def leave(self, replica_id: str) -> None:
+        """What it says from now on was said before, and overtaken."""
+        self._left.append(replica_id)
+
+    def stopping(self, replica_id: str) -> bool:
+        replica = self._replicas.get(replica_id)
+        return replica is not None and replica.state.phase is Phase.STOPPING
 
     def silent(self, now: float) -> list[str]:
         return [id for id, replica in self._replicas.items() if now - replica.beat > self._silence_s]
@@ -93,7 +136,7 @@ class Fleet:
         if self._sole is not None or (sole and any(replica.placed for replica in denoisers)):
             return None
         able = [replica for replica in denoisers if replica.state.takes(request)]
-        replica = max(able or denoisers, key=lambda replica: replica.room, default=None)
+        replica = max(able or denoisers, key=lambda replica: replica.attraction(request), default=None)
         if replica is None or replica.room <= 0 or (alone and replica.placed):
             return None
         replica.placed.add(task_id)
@@ -115,6 +158,13 @@ class Fleet:
     def ready(self, role: str) -> int:
         return sum(replica.state.phase is Phase.READY for replica in self._role(role))
 
+    def serves(self, role: str) -> bool:
+        """It takes work: some replica is ready, or one will be started for it."""
+        return self.ready(role) > 0 or role in self.sleepers
+
+    def busy(self, role: str) -> int:
+        return sum(bool(replica.placed) for replica in self._role(role))
+
     @property
     def whole(self) -> bool:
         """Every role is ready: pictures can be drawn."""
@@ -122,16 +172,42 @@ class Fleet:
 
     @property
     def engine(self) -> str:
-        """What draws the pictures: that of the ready denoisers, or of those that were the last."""
-        return self._engine
+        """What draws the pictures: all that are ready, denoisers and text encoders, or those that were the last."""
+        return "/".join(engine for _, engine in sorted(self._engines.items()))
+
+    def engine_of(self, request: ImageRequest) -> str:
+        """With the files of the adapter that a request names; empty while nobody knows them."""
+        if request.adapter is None or not self.engine:
+            return self.engine
+        files = self._adapters.get(request.adapter, ())
+        return "+".join([self.engine, *files]) if files else ""
 
     def states(self) -> list[ReplicaState]:
         return [replica.state for replica in self._replicas.values()]
 
     def times(self) -> StepTimes:
-        """Of any ready denoiser; empty while there is none."""
+        """Of any ready denoiser, else of the last one; empty before the first."""
         ready = (replica.times for replica in self._role("denoiser") if replica.state.phase is Phase.READY)
-        return next(ready, StepTimes())
+        return next(ready, self._times)
+
+    def asleep(self) -> bool:
+        """It takes work, and has nobody yet to do it."""
+        return all(map(self.serves, ROLES)) and not all(map(self.ready, ROLES))
+
+    def sleep(self, seconds: Mapping[str, float | None], times: StepTimes) -> None:
+        """As an earlier Dispatcher has known it."""
+        self.sleepers.restore(seconds)
+        self._times = times
+
+    def outlook(self, now: float) -> tuple[int, float]:
+        """How many denoisers draw, and in how many seconds; (0, 0.0) when nobody knows.
+
+        One that sleeps is started for the first job that comes.
+        """
+        if not self.asleep():
+            return self.ready("denoiser"), 0.0
+        starts_in = self.sleepers.wait_s(now)
+        return (0, 0.0) if starts_in is None else (max(1, self.ready("denoiser")), starts_in)
 
     def largest_px(self, request: ImageRequest) -> int | None:
         """The side of the largest such picture that some ready denoiser's memory takes; None when it takes this one."""
@@ -149,7 +225,7 @@ class Fleet:
                 key=lambda progress: (order.index(progress[0]), progress[1]),
                 default=(Phase.STARTING, 0.0),
             )
-            for role in ("text_encoder", "denoiser")
+            for role in ROLES
         ]
         return min(best, key=lambda progress: (order.index(progress[0]), progress[1]))
 

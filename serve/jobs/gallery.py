@@ -16,6 +16,7 @@ from sqlalchemy import ColumnElement, and_, delete, func, insert, literal, or_, 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from serve.errors import InvalidRequest
+from serve.jobs import inputs
 from serve.jobs.record import JobRecord, from_row, searchable
 from serve.jobs.tables import asset_removals as removals
 from serve.jobs.tables import assets, jobs
@@ -88,6 +89,7 @@ async def delete_some(connection: AsyncConnection, ids: Sequence[str], user: str
     for chunk in _chunks(ids):
         mine = assets.c.id.in_(chunk)
         deleted |= set(await _drop(connection, mine if user is None else mine & (assets.c.user == user)))
+    await inputs.release_without_pictures(connection, deleted)
     ids = list(dict.fromkeys(ids))
     return Deletion(
         deleted=tuple(id for id in ids if id in deleted), unknown=tuple(id for id in ids if id not in deleted)
@@ -105,6 +107,7 @@ async def delete_all(connection: AsyncConnection, user: str, confirm: int | None
             param="confirm",
             hint=f"send confirm={count} to delete them all",
         )
+    await inputs.release_ended(connection, user)
     return Deletion(deleted=tuple(await _drop(connection, mine)))
 
 

@@ -143,7 +143,7 @@ class Job:
         stored = self.record()
         queued = self._newest(Queued) if self.status is JobStatus.QUEUED else None
         progress = self._newest(Progress)
-        steps = request.steps * request.n
+        steps = request.steps_taken * request.n
         done = steps if self.status is JobStatus.SUCCEEDED else 0
         return JobView(
             id=self.id,
@@ -230,10 +230,10 @@ class Job:
     def seconds_left(self) -> float:
         """GPU-seconds of work that remain, images in flight counted by their steps."""
         request = self.submission.request
-        steps_left = self.images_left * request.steps - sum(
+        steps_left = self.images_left * request.steps_taken - sum(
             done for image, done in self.steps_done.items() if image not in self.finished
         )
-        return self.image_seconds * steps_left / request.steps
+        return self.image_seconds * steps_left / request.steps_taken
 
     def work(self) -> Work:
         return Work(self.images_left, self.seconds_left())
@@ -251,7 +251,7 @@ class Job:
         if step > self.steps_done.get(image, 0):
             self.steps_done[image] = step
             request = self.submission.request
-            self.emit(Progress, step=sum(self.steps_done.values()), steps=request.steps * request.n)
+            self.emit(Progress, step=sum(self.steps_done.values()), steps=request.steps_taken * request.n)
 
     def fail(self, image: int, error: ErrorInfo) -> None:
         """Image `image` will be missing."""

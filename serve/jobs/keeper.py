@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from serve.assets.store import AssetStore
 from serve.errors import NotFound, StaleWriter, ZImageError
-from serve.jobs import gallery
+from serve.jobs import gallery, inputs
 from serve.jobs.store import JobStore
 from serve.messages import Deletion
 from serve.settings import RetentionSettings
@@ -24,6 +24,8 @@ log = structlog.get_logger()
 ROUND_S = 60.0
 AT_ONCE = 1000
 RECONCILE_AFTER_S, RECONCILE_EVERY_S = 300.0, 6 * 3600.0
+INPUTS_EVERY_S = 600.0
+INPUT_S = 600.0  # an input picture waits for its job to be stored, whose Gateway wrote it just before
 SAFE_AGE_S = 3600.0  # a picture waits for its job's other pictures, and for the job store, before it has a row
 STUCK_S = 3600.0  # until files that cannot be removed are tried again
 UNLIKELY, MOST = 100, 10_000  # see _Findings
@@ -49,9 +51,13 @@ class Keeper:
 
     async def run(self) -> None:
         reconcile_at = time.monotonic() + RECONCILE_AFTER_S
+        inputs_at = 0.0
         while True:
             try:
                 await self.sweep()
+                if time.monotonic() >= inputs_at:
+                    await self.sweep_inputs()
+                    inputs_at = time.monotonic() + INPUTS_EVERY_S
                 if time.monotonic() >= reconcile_at:
                     await self.reconcile()
                     reconcile_at = time.monotonic() + RECONCILE_EVERY_S
@@ -111,6 +117,14 @@ class Keeper:
             count += len((await self.delete(ids, None)).deleted)
         if count:
             log.info("pictures removed by retention", limit=limit, pictures=count)
+
+    async def sweep_inputs(self) -> None:
+        """Removes input pictures that no job needs any more, or ever came to need."""
+        before = time.time() - INPUT_S
+        async for page in self._assets.inputs():
+            old = [name for name, at in page.items() if at < before]
+            if unneeded := await self._store.look(partial(inputs.unneeded, names=old)):
+                await self._assets.delete_inputs(*unneeded)
 
     async def reconcile(self) -> None:
         """Files without a row are removed, and rows without a file."""

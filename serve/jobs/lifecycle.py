@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -11,6 +11,7 @@ import structlog
 
 from serve.errors import DeadlineExceeded, ReplicaLost, ZImageError
 from serve.jobs.accounting import Accounting
+from serve.jobs.backlog import Backlog
 from serve.jobs.fleet import Backend, Fleet
 from serve.jobs.flights import Flights
 from serve.jobs.job import Job
@@ -74,6 +75,7 @@ class Lifecycle:
         self.flights = Flights(self.started)
         self.placements = Placements(backend, fleet, self, tasks.spawn)
         self.sharing = Sharing(results, self.flights, room, self.placements, self, tasks.spawn)
+        self.backlog = Backlog(fleet, self._drawn, clock)
         self.stopped = False
 
     # --- into the queue
@@ -156,28 +158,34 @@ class Lifecycle:
         job, image, request = placement.job, placement.task.image, placement.job.submission.request
         self._accounting.generated(job, answer)
         self._accounting.tally(placement.task.replica_id, answer.tally)
+        if not job.finished:
+            self.backlog.generated(answer, 2 if request.guided else 1)
         self.started(job, answer.started_at)
         job.finished[image] = answer
         job.placed.discard(image)
-        job.step(image, request.steps)
+        job.step(image, request.steps_taken)
         self.finish(job)
 
     def lost(self, placement: Placement) -> None:
-        """The replica is lost, not the job: it goes back to its place, unless it has cost too many replicas."""
+        """The replica is lost, not the job: it goes back to its place, unless it has cost too many replicas.
+
+        One that was stopped on purpose is no loss.
+        """
         job, image, most = placement.job, placement.task.image, self._max_attempts
         if not job.wanted:
             return
         job.placed.discard(image)
         if placement.attempt == job.attempt:  # several images lost with one replica are one loss
             job.attempt += 1
-            job.losses += 1
+            job.losses += not placement.planned
             job.embeddings = None
             self._store.note(job.record())
         if job.losses >= most:
             error = ReplicaLost(f"the job lost its replica {most} times and is given up")
             self.end(job, Failed, error=ErrorInfo.of(error))
             return
-        log.warning("a replica was lost, the job is tried again", **origin(job.submission), attempt=job.attempt)
+        what = "stopped" if placement.planned else "lost"
+        log.warning(f"a replica was {what}, the job is tried again", **origin(job.submission), attempt=job.attempt)
         self._accounting.retried()
         self.again(job, image)
 
@@ -215,7 +223,7 @@ class Lifecycle:
         if not images:
             self.end(job, Failed, error=job.failures[min(job.failures)])
         elif self.sharing.adopt(job):
-            self._results.keep(job, images, self._fleet.engine)
+            self._results.keep(job, images, self._fleet.engine_of(job.submission.request))
             self.end(job, Succeeded, images=images, timings=job.timings(), cache=job.cache, errors=job.errors())
 
     def broken(self, job: Job, error: Exception) -> None:
@@ -254,6 +262,10 @@ class Lifecycle:
             self.sharing.discard(job)
             for follower in followers:
                 self.end(follower, kind, **data)
+
+    def _drawn(self) -> Iterable[Job]:
+        """Others wait for the pictures of one of these."""
+        return (job for job in self._jobs.active() if not self.flights.follows(job))
 
     def _withdraw(self, job: Job) -> None:
         """Nothing more of it is placed."""

@@ -17,7 +17,8 @@ from serve.messages import Generated, Task
 class Placement:
     """One image on a replica, drawn for `job`, which need not be the one that it was placed for.
 
-    `attempt` is that of the job when it got the image.
+    `attempt` is that of the job when it got the image. When its replica is `lost`, `planned` says that it was stopped
+    on purpose.
     """
 
     job: Job
@@ -25,6 +26,7 @@ class Placement:
     attempt: int
     drive: asyncio.Task[None] | None = None
     lost: bool = False
+    planned: bool = False
 
 
 class Outcomes(Protocol):
@@ -101,12 +103,12 @@ class Placements:
             if placement.job is job:
                 placement.job, placement.attempt = heir, heir.attempt
 
-    def lose(self, replica_id: str) -> None:
-        """The replica is gone: all that it held is lost."""
-        for task_id in self._fleet.drop(replica_id):
+    def lose(self, replica_id: str, *, planned: bool = False) -> None:
+        """The replica is gone: all that it held is lost. `planned`: it was stopped on purpose."""
+        for task_id in self._fleet.drop(replica_id, planned=planned):
             placement = self._placed.get(task_id)
             if placement is not None and placement.drive is not asyncio.current_task():
-                placement.lost = True
+                placement.lost, placement.planned = True, planned
                 assert placement.drive is not None
                 placement.drive.cancel()
 
@@ -123,7 +125,8 @@ class Placements:
             self._outcomes.lost(placement)
         except ReplicaGone as gone:
             if gone.replica_id is not None:
-                self.lose(gone.replica_id)
+                placement.planned |= gone.killed and self._fleet.stopping(gone.replica_id)
+                self.lose(gone.replica_id, planned=placement.planned)
             self._outcomes.lost(placement)
         except Exception as error:  # whatever it is, it ends this job and no other
             self._outcomes.failed(placement, error)

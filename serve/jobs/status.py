@@ -15,30 +15,41 @@ from serve.metrics.registry import Snapshot
 DEPLOYMENTS = {"text_encoder": "TextEncoder", "denoiser": "Denoiser"}
 
 
-def status_of(fleet: Fleet, jobs: Iterable[Job], uptime_s: float, *, paused: bool = False) -> ServiceStatus:
+def status_of(fleet: Fleet, jobs: Iterable[Job], uptime_s: float, now: float, *, paused: bool = False) -> ServiceStatus:
+    """A service that has scaled to zero is ready: it takes work, and begins with it when a replica has started."""
     denoisers, text_encoders = fleet.ready("denoiser"), fleet.ready("text_encoder")
-    phase, fraction = ("paused" if paused else Phase.READY, 1.0) if fleet.whole else fleet.starting()
+    ready = fleet.serves("denoiser") and fleet.serves("text_encoder")
+    phase, fraction = (_phase(fleet, paused), 1.0) if ready else fleet.starting()
+    drawing, starts_in = fleet.outlook(now)
     active = [job for job in jobs if not job.status.terminal]
     queued = sum(job.status is JobStatus.QUEUED for job in active)
     return ServiceStatus(
-        ready=fleet.whole,
+        ready=ready,
         phase=str(phase),
         fraction=fraction,
         queued=queued,
         running=len(active) - queued,
         denoisers=denoisers,
         text_encoders=text_encoders,
-        eta_seconds=seconds_until_done((job.seconds_left() for job in active), 0.0, 0 if paused else denoisers),
+        eta_seconds=seconds_until_done(
+            (job.seconds_left() for job in active), 0.0, 0 if paused else drawing, starts_in
+        ),
         uptime_s=uptime_s,
         paused=paused,
     )
+
+
+def _phase(fleet: Fleet, paused: bool) -> str:
+    if paused:
+        return "paused"
+    return "asleep" if fleet.asleep() else Phase.READY
 
 
 def snapshot_of(fleet: Fleet, jobs: Iterable[Job], model: str, uptime_s: float) -> Snapshot:
     """Every gauge of the Dispatcher."""
     jobs = list(jobs)
     waiting = [job for job in jobs if job.status is JobStatus.QUEUED and job.end is None]
-    status = status_of(fleet, jobs, uptime_s)
+    status = status_of(fleet, jobs, uptime_s, now=0.0)  # an estimate is no gauge
     active = [job for job in jobs if not job.status.terminal]
     gauges: dict[Series, float] = {
         ("zimage_queue_depth", (priority,)): sum(job.submission.priority == priority for job in waiting)

@@ -15,7 +15,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from serve.errors import ConfigError, IdempotencyKeyReused, StaleWriter
-from serve.jobs import gallery, state, usage
+from serve.jobs import gallery, inputs, state, usage
 from serve.jobs.cached_rows import CachedRow, cached_rows
 from serve.jobs.commits import Batch, GroupCommit, Outcome
 from serve.jobs.deliveries import Deliveries
@@ -175,6 +175,8 @@ class SqlJobStore:
             statement = statement.where(jobs.c.status.in_(map(str, query.statuses)))
         if query.text:
             statement = statement.where(jobs.c.search.contains(searchable(query.text), autoescape=True))
+        if query.input is not None:
+            statement = statement.where(jobs.c.id.in_(inputs.jobs_with(query.input)))
         if query.before is not None:
             statement = statement.where(jobs.c.id < query.before)
         return await self._read(statement)
@@ -303,6 +305,7 @@ Seen = Mapping[str | tuple[str, str], JobRecord]
 
 async def _forget(connection: AsyncConnection, which: ColumnElement[bool]) -> None:
     await gallery.drop_jobs(connection, which)
+    await inputs.forget(connection, which)
     await connection.execute(delete(jobs).where(which))
 
 
@@ -329,6 +332,7 @@ async def _add(connection: AsyncConnection, records: list[JobRecord]) -> list[Ou
     if accepted := [record for record in new if record.id not in refused]:
         await connection.execute(insert(jobs), [first_row(record) for record in accepted])
         await gallery.record_new(connection, accepted)
+        await inputs.record(connection, accepted)
     return [refused.get(outcome.id, outcome) if isinstance(outcome, JobRecord) else outcome for outcome in outcomes]
 
 

@@ -72,6 +72,14 @@ asset_removals = Table(
     Column("due_at", Double, nullable=False),
 )
 
+job_inputs = Table(
+    "job_inputs",
+    metadata,
+    Column("job_id", Text, primary_key=True),
+    Column("input", Text, primary_key=True),
+    Index("ix_job_inputs_input", "input"),
+)
+
 
 def migrate(connection: Connection) -> None:
     """Brings the database to the newest form, inside the caller's transaction."""

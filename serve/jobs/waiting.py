@@ -109,13 +109,17 @@ class WaitingRoom:
     def publish(self, jobs: Iterable[Job] | None = None) -> None:
         """Tells queued jobs where they stand, where that has changed; `jobs` limits it to some of them.
 
+        Nobody knows when a paused queue goes on.
+
         Of all, the farther back the less often, every five seconds at least: a thousand that wait are not told of each
         one that overtakes them and is gone again.
         """
-        waiting = self.waiting()
+        waiting, now = self.waiting(), self._clock()
+        self._fleet.sleepers.call(now, work=bool(waiting))
+        drawing, starts_in = (0, 0.0) if self.paused else self._fleet.outlook(now)
         wanted = None if jobs is None else {job.id for job in jobs}
         begun = (job.work() for job in self._jobs.active() if job.status is JobStatus.RUNNING and job.end is None)
-        times = etas(begun, (job.work() for job in waiting), self._drawing())
+        times = etas(begun, (job.work() for job in waiting), drawing, starts_in)
         for position, (job, eta) in enumerate(zip(waiting, times, strict=True), 1):
             known = (position, len(waiting), eta is not None)
             before = job.position()
@@ -131,10 +135,6 @@ class WaitingRoom:
     def waiting(self) -> list[Job]:
         """In serving order."""
         return [job for job in map(self._jobs.__getitem__, self._queue) if job.status is JobStatus.QUEUED]
-
-    def _drawing(self) -> int:
-        """Replicas that take work now: nobody knows when a paused queue goes on."""
-        return 0 if self.paused else self._fleet.ready("denoiser")
 
     def _solo_s(self, job: Job) -> float:
         return solo_seconds(job.submission, self._fleet.times())

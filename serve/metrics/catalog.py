@@ -48,7 +48,12 @@ CATALOG: tuple[Spec, ...] = (
     Spec("counter", "zimage_slo_jobs_total", "jobs by whether they ended within alpha x solo time", ("alpha", "met")),
     # replicas
     Spec("gauge", "zimage_replicas", "replicas that send heartbeats, by what they are doing", ("deployment", "phase")),
-    Spec("counter", "zimage_replica_restarts_total", "replicas that were lost and had to be replaced", ("deployment",)),
+    Spec(
+        "counter",
+        "zimage_replica_restarts_total",
+        "replicas that were lost and had to be replaced; not those that were stopped on purpose",
+        ("deployment",),
+    ),
     Spec("gauge", "zimage_warmup_seconds", "process start to ready, of replicas that are ready", ("replica",)),
     Spec("histogram", "zimage_step_duration_seconds", "one denoising step of a batch", ("model",), WORK_S),
     Spec("histogram", "zimage_batch_size", "members of a batch: encode, step, decode", ("stage",), MEMBERS),

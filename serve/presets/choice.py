@@ -81,8 +81,30 @@ class Choice:
         asked = None if asked == "auto" else asked
         return self._decide("size", asked, self.preset.size if self.preset else None)
 
-    def guidance(self, asked: float | None) -> float:
-        return self._decide("guidance_scale", asked, self.preset.guidance_scale if self.preset else None) or 0.0
+    @property
+    def locks_size(self) -> bool:
+        return self._locks("size")
+
+    def guidance(self, asked: float | None, default: float = 0.0) -> float:
+        decided = self._decide("guidance_scale", asked, self.preset.guidance_scale if self.preset else None)
+        return default if decided is None else decided
+
+    def adapter(self, asked: str | None) -> str | None:
+        return self._decide("adapter", asked, self.preset.adapter if self.preset else None)
+
+    def adapter_scale(self, asked: float | None, adapter: str) -> float | None:
+        """The preset's is for its own adapter only."""
+        own = self.preset.adapter_scale if self.preset and self.preset.adapter == adapter else None
+        return self._decide("adapter_scale", asked, own)
+
+    def cfg(self, normalization: float | None, truncation: float | None) -> tuple[float | None, float | None]:
+        preset = self.preset
+        if preset is None:
+            return normalization, truncation
+        return (
+            preset.cfg_normalization if normalization is None else normalization,
+            preset.cfg_truncation if truncation is None else truncation,
+        )
 
     def negative(self, asked: str | None) -> str:
         parts = [entry.negative_prompt for entry in (self.preset, self.style) if entry is not None]

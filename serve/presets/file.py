@@ -7,12 +7,13 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from serve.adapter_settings import AdapterName, AdapterScale
 from serve.presets.banned import fold
 
 SLOT = "{prompt}"
 
 Quality = Literal["low", "medium", "high", "xhigh", "max"]
-Lockable = Literal["size", "num_inference_steps", "guidance_scale", "negative_prompt"]
+Lockable = Literal["size", "num_inference_steps", "guidance_scale", "negative_prompt", "adapter", "adapter_scale"]
 Steps = Annotated[int, Field(ge=1, le=50)]
 
 
@@ -30,6 +31,7 @@ def _says_something(fragment: str) -> str:
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
 Template = Annotated[str, Field(max_length=4000), AfterValidator(_one_slot)]
+PictureName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_-]*([./][A-Za-z0-9_-]+)*\.(webp|png|jpe?g)$")]
 Banned = Annotated[str, Field(max_length=200), AfterValidator(_says_something)]
 
 
@@ -59,6 +61,7 @@ class Style(_Entry):
     title: Words
     description: Words | None = None
     models: tuple[str, ...] = Field(("*",), min_length=1)
+    picture: PictureName | None = None
     prompt: Template
     negative_prompt: str = Field("", max_length=4000)
 
@@ -78,6 +81,10 @@ class Preset(Style):
     size: str | None = None
     num_inference_steps: Steps | None = None
     guidance_scale: float | None = Field(None, ge=0, le=20)
+    cfg_normalization: float | None = Field(None, ge=0, le=10)
+    cfg_truncation: float | None = Field(None, ge=0, le=1)
+    adapter: AdapterName | None = None
+    adapter_scale: AdapterScale | None = None
     quality: dict[Quality, Steps] = {}
     limits: Limits = Limits()
     locked: tuple[Lockable, ...] = ()

@@ -133,8 +133,23 @@ async def test_a_changed_cookie_is_nobodys(page, refused):
     _, client, _ = page
     cookie = client.cookies[COOKIE]
     client.cookies.clear()
-    for changed in (cookie[:-1] + ("0" if cookie[-1] != "0" else "1"), "A" + cookie, cookie.split(".")[0] + "."):
+    for changed in (flipped(cookie, -1), flipped(cookie, 0), "A" + cookie, cookie + "=", cookie.split(".")[0] + "."):
         refused(await client.get(ME, headers={"Cookie": f"{COOKIE}={changed}"}), 401, "unauthenticated")
+
+
+def flipped(text: str, at: int) -> str:
+    at %= len(text)
+    return text[:at] + ("0" if text[at] != "0" else "1") + text[at + 1 :]
+
+
+async def test_every_character_of_a_cookie_counts(page):
+    """Also those whose last bits base64 does not use: the signature is of the text, not of what it stands for."""
+    service, client, _ = page
+    cookie, sessions = client.cookies[COOKIE], service.app.state.door.access.sessions
+    assert sessions.read(cookie)["u"] == "ada"
+    assert [at for at in range(len(cookie)) if sessions.read(flipped(cookie, at)) is not None] == []
+    upper = cookie.partition(".")[0] + "." + cookie.partition(".")[2].upper()
+    assert sessions.read(upper) is None
 
 
 async def test_a_sessions_socket_is_for_pages_of_this_host(guarded, serving):

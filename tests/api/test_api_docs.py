@@ -1,10 +1,15 @@
 """docs/api.md names every route and error, and its examples work."""
 
+import asyncio
+import base64
 import json
+import os
 import re
+from asyncio.subprocess import PIPE
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from serve.errors import ConfigError, ZImageError
 from serve.messages import JobStatus
@@ -40,14 +45,41 @@ def test_only_what_takes_a_key_is_answered_422(app):
         for path, item in app.openapi()["paths"].items()
     }
     documented = {path for path, answered in operations.items() if answered}
-    assert documented == {"/v1/images/generations", "/v1/jobs", "/v1/jobs/{job_id}/rerun"}
+    assert documented == {"/v1/images/edits", "/v1/images/generations", "/v1/jobs", "/v1/jobs/{job_id}/rerun"}
 
 
-@pytest.mark.parametrize("path", ["/v1/images/generations", "/v1/jobs"])
+@pytest.mark.parametrize("path", ["/v1/images/edits", "/v1/images/generations", "/v1/jobs"])
 def test_every_field_is_explained(app, path):
     operation = app.openapi()["paths"][path]["post"]
     fields = operation["requestBody"]["content"]["application/json"]["schema"]["properties"]
     assert {field for field in fields if f"`{field}`" not in DOCS} == set()
+
+
+def curls(heading: str) -> list[str]:
+    section = DOCS.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    return re.findall(r"^```sh\n(curl.*?)^```", section, re.MULTILINE | re.DOTALL)
+
+
+async def test_the_commands_of_edits_work_with_curl_itself(http, base_url, tmp_path):
+    first = (await http.post("/v1/images/generations", json={"prompt": "a red fox", "seed": 1})).json()["data"][0]
+    (tmp_path / "fox.png").write_bytes(base64.b64decode(first["b64_json"]))
+    mask = Image.new("L", (128, 128))
+    mask.paste(255, (0, 0, 64, 128))
+    mask.save(tmp_path / "mask.png")
+    names = os.environ | {"ASSET_ID": first["asset_id"]}
+    for command in curls("POST /v1/images/edits"):
+        asked = command.replace("http://127.0.0.1:8000", base_url)
+        curl = await asyncio.create_subprocess_shell(f"{asked.strip()} -sS", stdout=PIPE, cwd=tmp_path, env=names)
+        answer = json.loads((await curl.communicate())[0])
+        assert answer["size"] == "128x128", (command, answer)
+    [command] = curls("GET /v1/inputs/{id}")
+    began = (await http.get("/v1/assets?limit=1")).json()["data"][0]["image"]
+    asked = command.replace("http://127.0.0.1:8000", base_url)
+    input_id = began.removeprefix("input:")
+    curl = await asyncio.create_subprocess_shell(asked, cwd=tmp_path, stderr=PIPE, env=names | {"INPUT_ID": input_id})
+    await curl.communicate()
+    with Image.open(tmp_path / input_id) as saved:
+        assert saved.size == (128, 128)
 
 
 @pytest.mark.parametrize("body", BODIES)

@@ -50,9 +50,15 @@ async def test_an_escaped_pair_is_one_character(client):
     assert (await client.post(URL, content=b'{"prompt": "\\ud83e\\udd8a"}')).status_code == 200
 
 
-async def test_an_announced_length_over_the_limit_is_refused_unread(client, refused):
-    error = refused(await client.post(URL, content=b"x", headers={"Content-Length": "300001"}), 413, "body_too_large")
+async def test_an_announced_length_over_the_limit_is_refused_unread(client, refused, settings):
+    error = refused(
+        await client.post("/v1/assets/delete", content=b"x", headers={"Content-Length": "300001"}),
+        413,
+        "body_too_large",
+    )
     assert "300000 bytes" in error["message"]
+    pictures = str(300_000 + 3 * settings.limits.image_bytes)
+    refused(await client.post(URL, content=b"x", headers={"Content-Length": pictures}), 413, "body_too_large")
 
 
 async def test_a_body_over_the_limit_is_refused_while_it_arrives(client, refused):

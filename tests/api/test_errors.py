@@ -265,6 +265,14 @@ async def test_a_wrong_method_has_the_same_shape_on_every_route(app, client, ref
             assert path.split("{")[0] in refused(response, 405, "method_not_allowed")["message"]
 
 
+async def test_a_path_that_is_spelled_out_has_its_own_methods(client, refused):
+    response = await client.get("/v1/assets/delete")
+    refused(response, 404, "not_found")
+    response = await client.put("/v1/assets/delete")
+    refused(response, 405, "method_not_allowed")
+    assert response.headers["Allow"] == "POST"
+
+
 async def test_a_wrong_method_as_problem(client):
     response = await client.delete("/healthz", headers=PROBLEM)
     assert response.json()["title"] == "Method Not Allowed"

@@ -34,11 +34,15 @@ async def test_the_async_client_is_told_what_is_wrong(base_url):
 
 
 async def test_the_format_is_asked_for(client, picture):
-    body = {"inputs": PROMPT, "parameters": {"seed": 1, "scheduler": "x", "num_inference_steps": 1}, "model": "y"}
+    body = {
+        "inputs": PROMPT,
+        "parameters": {"seed": 1, "scheduler": "x", "num_inference_steps": 1, "strength": 0.5},
+        "model": "y",
+    }
     response = await client.post(ROUTE, json=body, headers={"Accept": "image/webp"})
     assert response.headers["Content-Type"] == "image/webp"
     assert response.headers["X-Seed"] == "1"
-    assert set(response.headers["X-Ignored-Parameters"].split(", ")) == {"scheduler", "model"}
+    assert set(response.headers["X-Ignored-Parameters"].split(", ")) == {"scheduler", "model", "strength"}
     assert picture(response.content).format == "WEBP"
 
 

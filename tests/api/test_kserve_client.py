@@ -285,6 +285,22 @@ async def test_a_batch_of_three_is_one_request_and_three_inferences(client):
     assert denoiser == after["denoiser"]
 
 
+async def test_a_remembered_prompt_counts_as_a_hit_of_the_text_encoder(client):
+    """perf_analyzer gives up where a part of the ensemble did not count a request of the whole."""
+    inputs = [tensor("prompt", ["a prompt that nobody else sends"]), tensor("steps", [1], "INT32")]
+    told = []
+    for _ in range(3):
+        told.append((await stats(client))["text_encoder"])
+        await client.infer(MODEL, inputs)
+    told.append((await stats(client))["text_encoder"])
+    counted = {
+        name: np.diff([part["inference_stats"][name]["count"] for part in told]).tolist()
+        for name in ("success", "queue", "cache_miss", "cache_hit")
+    }
+    assert counted == {"success": [1, 1, 1], "queue": [1, 1, 1], "cache_miss": [1, 0, 0], "cache_hit": [0, 1, 1]}
+    assert np.diff([part["inference_count"] for part in told]).tolist() == [1, 0, 0]
+
+
 async def test_every_number_of_the_statistics_is_an_integer(client):
     def numbers(value):
         children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
@@ -292,6 +308,8 @@ async def test_every_number_of_the_statistics_is_an_integer(client):
 
     for model in (await stats(client)).values():
         assert {type(value) for value in numbers(model)} <= {int, str}
+        stages = [model["inference_stats"][f"compute_{stage}"]["count"] for stage in ("input", "infer", "output")]
+        assert len(set(stages)) == 1, "perf_analyzer ends where they differ"
         assert set(model["inference_stats"]) == {
             "success",
             "fail",

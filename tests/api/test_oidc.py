@@ -4,12 +4,7 @@ import base64
 import hashlib
 import hmac
 import json
-import os
-import shutil
-import socket
-import subprocess
 import time
-from pathlib import Path
 
 import httpx
 import pytest
@@ -20,38 +15,16 @@ from serve.access import oidc
 from serve.access.oidc import OpenIdProvider
 from serve.access_settings import OidcSettings
 from serve.errors import Forbidden, Unavailable
+from tests.oidc.provider import KEY, provider
 
-PROVIDER = Path("tests/oidc/provider.mjs")
 AUDIENCE = "urn:zimage"
-KEY = RSAKey.generate_key(2048, {"kid": "one", "use": "sig", "alg": "RS256"})
-
-
-def modules() -> Path | None:
-    """Where `make test-deps` puts oidc-provider; ESM knows no NODE_PATH, so the script runs beside it."""
-    places = [Path(os.environ["ZIMAGE_NPM"])] if "ZIMAGE_NPM" in os.environ else [Path(".npm")]
-    return next((place for place in places if (place / "node_modules" / "oidc-provider").is_dir()), None)
 
 
 @pytest.fixture(scope="session")
 def issuer(tmp_path_factory):
     """The URL of a provider that runs."""
-    place = modules()
-    if shutil.which("node") is None or place is None:
-        pytest.skip("node or npm's oidc-provider is not installed: make test-deps")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    folder = tmp_path_factory.mktemp("oidc")
-    shutil.copy(PROVIDER, folder)
-    (folder / "node_modules").symlink_to((place / "node_modules").absolute())
-    command = ["node", str(folder / PROVIDER.name)]
-    piped = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with (folder / "log").open("w") as log, subprocess.Popen(command, stderr=log, **piped) as process:
-        process.stdin.write(json.dumps({"port": port, "jwks": {"keys": [KEY.as_dict(private=True)]}}))
-        process.stdin.close()
-        assert process.stdout.readline().strip() == "listening", (folder / "log").read_text()
-        yield f"http://127.0.0.1:{port}"
-        process.terminate()
+    with provider(tmp_path_factory.mktemp("oidc")) as url:
+        yield url
 
 
 def token_of(issuer: str) -> str:

@@ -83,3 +83,22 @@ async def test_the_documented_example_works(client):
     schema = (await client.get("/openapi.json")).json()
     body = schema["paths"]["/v1/images/generations"]["post"]["requestBody"]["content"]["application/json"]["schema"]
     assert (await client.post("/v1/images/generations", json=body["example"])).status_code == 200
+
+
+async def test_a_model_says_what_may_be_asked_of_it(client, refused):
+    model = (await client.get("/v1/models")).json()["data"][0]
+    limits, defaults = model["limits"], model["defaults"]
+    largest = {"prompt": "a", "size": f"{limits['max_side_px']}x{limits['max_side_px']}", "num_inference_steps": 1}
+    assert (await client.post("/v1/jobs", json=largest)).status_code == 202
+    side = limits["max_side_px"] + limits["side_multiple_px"]
+    for field, value in (
+        ("size", f"{side}x{side}"),
+        ("n", limits["max_n"] + 1),
+        ("num_inference_steps", limits["max_steps"] + 1),
+        ("size", f"{limits['min_side_px'] - limits['side_multiple_px']}x64"),
+    ):
+        error = refused(await client.post("/v1/jobs", json={"prompt": "a", field: value}), 400, "invalid_value")
+        assert error["param"] == field
+    job = (await client.post("/v1/jobs", json={"prompt": "a"})).json()
+    assert {name: job["request"][name] for name in defaults} == defaults
+    assert (await client.get(f"/v1/models/{model['id']}")).json() == model

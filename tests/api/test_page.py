@@ -11,8 +11,12 @@ from serve.api.page import FOLDER, files
 async def test_a_browser_gets_the_page_and_everything_that_it_names(client):
     page = await client.get("/", headers={"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"})
     assert page.headers["Content-Type"] == "text/html; charset=utf-8"
-    for path in re.findall(r'(?:src|href)="\.(/[^"]+)"', page.text):
-        assert (await client.get(path)).status_code == 200
+    paths = re.findall(r'(?:src|href)="\.(/[^"]+)"', page.text)
+    assert len(paths) > 10
+    for path in paths:
+        answer = await client.get(path)
+        assert answer.status_code == 200
+        assert answer.headers["Cache-Control"] == "public, max-age=31536000, immutable"
     assert "http" not in page.text
 
 
@@ -43,6 +47,13 @@ async def test_it_is_asked_for_each_time_and_sent_once(client, path):
     assert (head.status_code, head.content, head.headers["ETag"]) == (200, b"", answer.headers["ETag"])
 
 
+async def test_another_version_is_kept_by_nobody(client):
+    """Two Gateways of which one is older: the page works, and the next load is whole again."""
+    current, other = await client.get("/ui/app.js"), await client.get("/ui/0123456789abcdef/app.js")
+    assert other.content == current.content
+    assert other.headers["Cache-Control"] == "no-store"
+
+
 async def test_packed_or_not_it_is_the_same(client):
     packed = await client.get("/ui/app.js", headers={"Accept-Encoding": "gzip"})
     plain = await client.get("/ui/app.js", headers={"Accept-Encoding": "identity"})
@@ -51,7 +62,7 @@ async def test_packed_or_not_it_is_the_same(client):
     assert packed.content == plain.content == (FOLDER / "app.js").read_bytes()
 
 
-@pytest.mark.parametrize("path", ["/ui/none.js", "/ui/", "/ui/..%2fpage.py", "/ui/page.py"])
+@pytest.mark.parametrize("path", ["/ui/none.js", "/ui/", "/ui/..%2fpage.py", "/ui/page.py", "/ui/x/page.py", "/ui/x/"])
 async def test_there_is_nothing_else(client, path):
     answer: httpx.Response = await client.get(path)
     assert answer.status_code == 404
@@ -64,4 +75,5 @@ def test_every_file_has_a_type():
 def test_every_module_is_asked_for_at_once():
     """Else the browser finds them one after the other."""
     page = (FOLDER / "index.html").read_text()
+    assert page.index("style.css") < page.index("modulepreload") < page.index("<script")
     assert {path.name for path in FOLDER.glob("*.js")} == set(re.findall(r'(?:href|src)="\./ui/(\w+\.js)"', page))

@@ -233,3 +233,59 @@ async def test_fifty_reloads_under_load_fail_no_request(preset_app, serving, fil
     assert reloads == [200, 400] * 25
     assert len(statuses) >= 100
     assert set(statuses) <= {200, 202}
+
+
+# --- pictures
+
+
+async def test_a_presets_picture_is_found_kept_for_ever_and_changes_with_its_file(presets, file):
+    picture = file.parent / "pictures" / "sticker.webp"
+    picture.parent.mkdir()
+    shipped = sorted((Path("config") / "pictures" / "embedded").glob("*.webp"))
+    picture.write_bytes(shipped[0].read_bytes())
+    file.write_text(file.read_text().replace("size: 64x64", "size: 64x64\n    picture: pictures/sticker.webp"))
+    await presets.post("/v1/admin/reload-config")
+    listed = (await presets.get("/v1/presets")).json()
+    url = listed["data"][0]["picture_url"]
+    found = await presets.get(url)
+    assert (found.content, found.headers["Content-Type"]) == (picture.read_bytes(), "image/webp")
+    assert "immutable" in found.headers["Cache-Control"]
+    plain = await presets.get(url.partition("?")[0], headers={"If-None-Match": found.headers["ETag"]})
+    assert (plain.status_code, plain.headers["Cache-Control"]) == (304, "private, no-cache")
+    picture.write_bytes(shipped[1].read_bytes())
+    changed = (await presets.get("/v1/presets")).json()["data"][0]["picture_url"]
+    assert changed != url
+    assert (await presets.get(changed)).content == picture.read_bytes()
+    picture.unlink()
+    assert (await presets.get("/v1/presets")).json()["data"][0]["picture_url"] is None
+    assert listed["styles"][0]["picture_url"] is None
+    for path in ("/v1/presets/sticker/picture", "/v1/presets/none/picture", "/v1/styles/night/picture"):
+        assert (await presets.get(path)).status_code == 404
+
+
+@pytest.mark.parametrize("path", ["/etc/x.png", "../x.png", "a/../x.png", "x.svg", "x", ".x.png", "a//x.png"])
+async def test_a_picture_lies_beside_the_file(presets, file, refused, path):
+    file.write_text(file.read_text().replace("size: 64x64", f"size: 64x64\n    picture: {path}"))
+    error = refused(await presets.post("/v1/admin/reload-config"), 400, "invalid_config")
+    assert "picture" in error["message"]
+
+
+async def test_the_pictures_that_are_shipped_are_what_the_command_draws(http, base_url, tmp_path):
+    import io
+
+    import numpy as np
+    from PIL import Image
+
+    from serve.preset_pictures import draw_pictures
+
+    drawn = await asyncio.to_thread(draw_pictures, base_url, tmp_path, None, None)
+    shipped = Path("config/pictures/embedded")
+    assert {path.name for path in drawn} == {path.name for path in shipped.iterdir()}
+    for path in drawn:
+        ours, theirs = [
+            np.asarray(Image.open(io.BytesIO(one.read_bytes())), float) for one in (path, shipped / path.name)
+        ]
+        assert np.abs(ours - theirs).mean() < 8, path.name
+        assert (shipped / path.name).stat().st_size <= 4096
+    listed = (await http.get("/v1/presets")).json()
+    assert all(one["picture_url"] for one in listed["data"] + listed["styles"])

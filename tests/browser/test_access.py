@@ -2,6 +2,9 @@
 
 from playwright.async_api import Page, expect
 
+from serve.api.app import create_app
+from serve.hot import HotFiles
+from serve.presets.hot import hot_presets
 from tests.browser.conftest import draw
 
 
@@ -58,12 +61,49 @@ async def test_an_operator_holds_the_queue_and_hands_out_keys(guarded, serving, 
         await page.get_by_role("button", name="Resume").click()
         await expect(page.locator("footer")).not_to_contain_text("The queue is paused")
         await page.get_by_role("button", name="Reload config").click()
-        await expect(page.locator(".toast")).to_contain_text("Reloaded")
-        await page.get_by_label("Name").fill("studio")
+        await expect(page.locator(".toast")).to_contain_text("Changed: presets")
+        await page.get_by_role("row", name="a secret fox").get_by_role("button", name="Cancel").click()
+        await expect(page.get_by_text("Nobody waits")).to_be_visible()
+
+
+async def test_an_operator_hands_out_keys_and_ends_them(guarded, serving, visit):
+    async with guarded() as service, serving(service.app) as url, visit(url) as page:
+        await sign_in(page, service.keys["admin"])
+        await page.get_by_role("button", name="Admin").click()
+        await page.get_by_label("Name", exact=True).fill("studio")
+        await page.get_by_label("Role").select_option("viewer")
+        await page.get_by_label("User (empty").fill("bob")
+        await page.get_by_label("Days").fill("3")
         await page.get_by_role("button", name="New key").click()
-        key = await page.locator(".made code").inner_text()
-        me = await page.context.request.get(f"{url}/v1/me", headers={"Authorization": f"Bearer {key}"})
-        assert (await me.json())["role"] == "user"
+        key = {"Authorization": f"Bearer {await page.locator('.made code').inner_text()}"}
+        me = await (await page.context.request.get(f"{url}/v1/me", headers=key)).json()
+        assert (me["role"], me["user"]) == ("viewer", "bob")
+        row = page.get_by_role("row", name="studio")
+        await row.get_by_role("button", name="Revoke").click()
+        await page.get_by_role("dialog").get_by_role("button", name="Revoke").click()
+        await expect(row).to_contain_text("revoked")
+        assert (await page.context.request.get(f"{url}/v1/me", headers=key)).status == 401
+
+
+async def test_an_operator_sees_why_a_newer_file_is_refused(service, settings, tmp_path, serving, visit):
+    file = tmp_path / "presets.yaml"
+    file.write_text("presets: []\n")
+    presets = hot_presets(settings.model_copy(update={"presets": file}))
+    hot = HotFiles(presets)
+    await hot.open()
+    app = create_app(service, service.assets, service.prompts, settings, presets=presets, hot=hot)
+    async with serving(app) as url, visit(url) as page:
+        await page.get_by_role("button", name="Admin").click()
+        await expect(page.get_by_role("row", name="presets.yaml")).to_be_visible()
+        file.write_text("presets: [{name: a, sise: 1}]\n")
+        await page.get_by_role("button", name="Reload config").click()
+        await expect(page.locator(".toast .error")).to_contain_text("The file has mistakes")
+        await expect(page.get_by_role("row", name="presets.yaml")).to_contain_text("sise")
+        file.write_text('presets: [{name: a, title: {en: An a, zh: 一}, prompt: "{prompt}"}]\n')
+        await page.get_by_role("button", name="Reload config").click()
+        await expect(page.get_by_text("Reloaded. Changed: presets")).to_be_visible()
+        await page.get_by_role("button", name="Make").click()
+        await expect(page.get_by_role("button", name="An a")).to_be_visible()
 
 
 async def test_a_viewer_cannot_draw(guarded, serving, visit):

@@ -3,6 +3,7 @@
 import pytest
 from playwright.async_api import Page, expect
 
+from serve.errors import ZImageError
 from tests.browser.conftest import AXE, draw
 
 
@@ -72,9 +73,40 @@ async def test_every_text_has_two_languages(page):
     assert await page.evaluate(script) == []
 
 
+async def test_every_error_of_the_service_has_a_text(page):
+    """Of those that a browser can be told; the server's own English is the detail."""
+
+    def codes(cls: type[ZImageError]) -> set[str]:
+        return {cls.code}.union(*map(codes, cls.__subclasses__()))
+
+    texts = await page.evaluate("async () => Object.keys((await import('/ui/texts.js')).TEXTS)")
+    told = codes(ZImageError) - {"config_error", "weights_error"}
+    assert {code for code in told if f"e_{code}" not in texts} == set()
+
+
+async def test_an_error_is_told_in_chinese(page):
+    await page.get_by_role("button", name="中文").click()
+    await page.get_by_label("宽").fill("1000")
+    await page.get_by_label("提示词", exact=True).fill("a fox")
+    await page.keyboard.press("Control+Enter")
+    error = page.locator(".make .error")
+    await expect(error.locator("strong")).to_have_text("这个值不被接受，请修改后重试（尺寸）")
+    await expect(error.locator("[lang=en]").first).to_contain_text("1000 is over this model's 256 pixels")
+
+
 async def test_the_script_is_small(page):
     script = """() => performance.getEntriesByType('resource').filter((one) => one.name.endsWith('.js'))
         .map((one) => one.encodedBodySize)"""
     sizes = await page.evaluate(script)
     assert len(sizes) >= 10
     assert sum(sizes) <= 60_000
+
+
+async def test_a_second_visit_asks_for_the_page_alone(page):
+    """All else is kept for ever under the name of its version."""
+    await page.reload()
+    script = """() => performance.getEntriesByType('resource').filter((one) => one.name.includes('/ui/'))
+        .map((one) => one.transferSize)"""
+    sizes = await page.evaluate(script)
+    assert len(sizes) >= 10
+    assert sum(sizes) == 0

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import re
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -15,6 +11,7 @@ import psutil
 import pytest
 import yaml
 
+from tests.cluster.deploying import deploy, of
 from tests.cluster.server import ROOT, Server
 
 pytestmark = pytest.mark.cluster
@@ -32,14 +29,6 @@ PRESETS = {
 }
 BODY = {"prompt": "a fox", "preset": "sticker"}
 RELOADS = 50
-
-DEPLOY = """
-import logging, sys, ray, yaml
-from ray.serve.context import _get_global_client
-from ray.serve.schema import ServeDeploySchema
-ray.init(address=sys.argv[1], namespace="serve", logging_level="ERROR", log_to_driver=False)
-_get_global_client().deploy_apps(ServeDeploySchema.model_validate(yaml.safe_load(open(sys.argv[2]))))
-"""
 
 
 def text(title: str, **more: object) -> str:
@@ -125,12 +114,12 @@ async def test_reloads_under_load_fail_no_request(client: httpx.AsyncClient, fil
     await all_show(client, f"reload {RELOADS - 2}")
 
 
-async def test_user_config_changes_running_gateways(two: Server, client: httpx.AsyncClient, tmp_path: Path) -> None:
+async def test_user_config_changes_running_gateways(two: Server, client: httpx.AsyncClient) -> None:
     before = gateways(two)
     assert len(before) == 2
-    deploy(two, tmp_path, yaml.safe_load(text("by user_config")))
+    give(two, yaml.safe_load(text("by user_config")))
     await all_show(client, "by user_config")
-    deploy(two, tmp_path, yaml.safe_load(text("bad", sise="64x64")))
+    give(two, yaml.safe_load(text("bad", sise="64x64")))
     async with asyncio.timeout(30):
         while not (refused := (await client.get("/v1/presets")).json()["version"]["refused"]):
             await asyncio.sleep(0.1)
@@ -140,23 +129,5 @@ async def test_user_config_changes_running_gateways(two: Server, client: httpx.A
     assert gateways(two) == before
 
 
-def deploy(two: Server, folder: Path, presets: object) -> None:
-    """The file that runs, with another `user_config`, to the Ray that it runs on."""
-    home = Path(f"/tmp/zimage-{two.url.rpartition(':')[2]}")
-    config = yaml.safe_load((home / "serve.yaml").read_text())
-    gateway = next(entry for entry in config["applications"][0]["deployments"] if entry["name"] == "Gateway")
-    gateway["user_config"] = {"presets": presets}
-    (folder / "serve.yaml").write_text(yaml.safe_dump(config))
-    environment = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(home / "ray_token")}
-    environment |= {"RAY_TMPDIR": str(home), "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", DEPLOY, address(two), str(folder / "serve.yaml")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 0, done.stderr
-
-
-def address(two: Server) -> str:
-    """Of the Ray that the server has started."""
-    for process in psutil.Process(two.process.pid).children(recursive=True):
-        if found := re.search(r"--gcs-address=(\S+)", " ".join(process.cmdline())):
-            return found[1]
-    raise AssertionError("no process of the server names its Ray")
+def give(two: Server, presets: object) -> None:
+    deploy(two, lambda application: of(application, "Gateway").update(user_config={"presets": presets}))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+from dataclasses import replace
 from io import BytesIO
 
 import httpx
@@ -14,6 +15,7 @@ from PIL import Image
 
 from serve.messages import ImageRequest
 from tests.cluster.server import Server
+from tests.exactness import inputs
 from tests.exactness.reference import draw
 
 pytestmark = pytest.mark.cluster
@@ -61,6 +63,34 @@ async def test_a_burst_of_32_prompts_gives_everybody_their_own_picture(server: S
             seed=seed,
         )
         assert np.abs(picture - draw(request).astype(int)).max() <= 1, (thing, background)
+
+
+async def test_pictures_that_begin_with_others_and_with_noise_are_drawn_together(server: Server) -> None:
+    begun = ImageRequest(
+        model="z-image-turbo",
+        prompt="a cat on a red background",
+        width=128,
+        height=96,
+        steps=8,
+        seed=5,
+        image=inputs.picture(1, 128, 96),
+        strength=0.6,
+    )
+    masked = replace(begun, mask=inputs.mask(1, 128, 96), strength=1.0)
+    text = replace(begun, image=None, strength=None)
+    async with httpx.AsyncClient(base_url=server.url, timeout=60) as client:
+
+        async def asked(request: ImageRequest) -> np.ndarray:
+            fields = {"prompt": request.prompt, "seed": request.seed, "size": "128x96", "strength": request.strength}
+            named = {"image": request.image, "mask": request.mask}
+            files = {param: base64.b64encode(inputs.KNOWN[name].data).decode() for param, name in named.items() if name}
+            answer = await client.post("/v1/images/generations", json=fields | files)
+            return pixels(answer.json()["data"][0]["b64_json"])
+
+        requests = [replace(kind, seed=seed) for seed in range(3) for kind in (begun, masked, text)]
+        drawn = await asyncio.gather(*map(asked, requests))
+    for request, picture in zip(requests, drawn, strict=True):
+        assert np.abs(picture - draw(request).astype(int)).max() <= 1, request
 
 
 async def test_n_images_use_following_seeds_and_can_be_made_again_alone(server: Server) -> None:

@@ -33,10 +33,13 @@ def pixels(picture: Path) -> np.ndarray:
 
 
 def test_the_first_curl_gives_a_fox_on_yellow(server: Server, tmp_path: Path) -> None:
-    curl, preset = [block for language, block in BLOCKS if language == "bash" and "curl" in block]
+    curl, preset, adapter = [block for language, block in BLOCKS if language == "bash" and "curl" in block]
     run(curl, ["bash", "-ec"], server, tmp_path)
     run(preset, ["bash", "-ec"], server, tmp_path)
     assert pixels(tmp_path / "wallpaper.png").shape == (144, 256, 3)
+    run(adapter, ["bash", "-ec"], server, tmp_path)
+    red, _, blue = pixels(tmp_path / "blueprint.png").mean((0, 1))
+    assert blue > red + 50
     red, green, blue = pixels(tmp_path / "fox.png")[3, 3]
     assert red > 200
     assert green > 160

@@ -17,6 +17,7 @@ from ulid import ULID
 from serve.local import LocalService, open_service
 from serve.messages import Canceled, ImageRequest, Submission, Succeeded, Terminal
 from serve.settings import Settings
+from tests.exactness.inputs import KNOWN
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,8 @@ class Crowd:
         await asyncio.sleep(visitor.after_s)
         job_id = str(ULID())
         tokens = self._service.prompts.count(visitor.request.prompt)
+        for name in visitor.request.inputs:
+            await self._service.assets.write_input(name, KNOWN[name].data)
         await self._service.submit(Submission(job_id=job_id, request=visitor.request, prompt_tokens=tokens))
         if visitor.cancel_s is not None:
             asyncio.get_running_loop().call_later(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from hypothesis import strategies as st
 from serve.engine.schedule import POLICIES
 from serve.messages import ImageRequest
 from serve.settings import Settings
+from tests.exactness import inputs
 from tests.exactness.crowd import Crowd, Visitor
 from tests.exactness.reference import draw
 
@@ -32,16 +35,30 @@ sides = st.sampled_from([64, 80, 96, 128, 144, 160, 192, 256])
 @st.composite
 def requests(draw_: st.DrawFn) -> ImageRequest:
     guidance = draw_(st.sampled_from([0.0, 0.0, 5.0]))
+    width, height = draw_(sides), draw_(sides)
     return ImageRequest(
         model="z-image-turbo",
         prompt=draw_(st.one_of(short_prompts, short_prompts, long_prompts)),
         negative_prompt=draw_(st.one_of(st.just(""), short_prompts, long_prompts)) if guidance else "",
-        width=draw_(sides),
-        height=draw_(sides),
+        width=width,
+        height=height,
         steps=draw_(st.integers(1, 12)),
         guidance=guidance,
         seed=draw_(st.integers(0, 2**53 - 1)),
+        cfg_normalization=draw_(st.sampled_from([0.0, 0.0, 0.9, 1.2])) if guidance else 0.0,
+        cfg_truncation=draw_(st.sampled_from([1.0, 1.0, 0.25, 0.7])) if guidance else 1.0,
+        **draw_(beginnings(width, height)),
     )
+
+
+@st.composite
+def beginnings(draw_: st.DrawFn, width: int, height: int) -> dict[str, Any]:
+    """Noise, a picture, or a picture of which a part is drawn anew."""
+    kind, seed = draw_(st.sampled_from(["text", "image", "mask"])), draw_(st.integers(0, 3))
+    if kind == "text":
+        return {}
+    begins_with = {"image": inputs.picture(seed, width, height), "strength": draw_(st.floats(0.01, 1.0))}
+    return begins_with if kind == "image" else begins_with | {"mask": inputs.mask(seed, width, height)}
 
 
 @st.composite
@@ -80,6 +97,41 @@ def test_every_picture_of_a_crowd_equals_diffusers(crowd: Crowd, visitors: list[
             equal(picture, visitor.request)
 
 
+@pytest.mark.parametrize("masked", [False, True], ids=["image to image", "inpaint"])
+@pytest.mark.parametrize("guidance", [0.0, 5.0])
+@pytest.mark.parametrize("strength", [0.01, 0.6, 1.0])
+def test_a_picture_that_begins_with_another_equals_diffusers(
+    crowd: Crowd, masked: bool, guidance: float, strength: float
+) -> None:
+    request = ImageRequest(
+        model="z-image-turbo",
+        prompt="a red fox on a yellow background",
+        negative_prompt="a blue cat",
+        width=128,
+        height=96,
+        steps=8,
+        guidance=guidance,
+        seed=7,
+        image=inputs.picture(1, 128, 96),
+        mask=inputs.mask(1, 128, 96) if masked else None,
+        strength=strength,
+    )
+    (picture,) = crowd.serve([Visitor(request)])
+    assert picture is not None
+    equal(picture, request)
+
+
+def test_text_and_pictures_share_steps(crowd: Crowd) -> None:
+    """Of one shape: they differ in their latents and the step that they are at, and in nothing else."""
+    text = ImageRequest(model="z-image-turbo", prompt="a red fox", width=64, height=64, steps=9, seed=1)
+    image = replace(text, image=inputs.picture(2, 64, 64), strength=0.7)
+    masked = replace(image, mask=inputs.mask(2, 64, 64), strength=0.9)
+    visitors = [Visitor(request) for request in (text, image, masked, replace(image, seed=2))]
+    for visitor, picture in zip(visitors, crowd.serve(visitors), strict=True):
+        assert picture is not None
+        equal(picture, visitor.request)
+
+
 @pytest.mark.parametrize("guidance", [0.0, 5.0])
 def test_one_picture_alone_equals_diffusers(crowd: Crowd, guidance: float) -> None:
     request = ImageRequest(
@@ -109,6 +161,45 @@ def test_fifty_guided_steps_equal_diffusers(crowd: Crowd, negative: str) -> None
         steps=50,
         guidance=4.0,
         seed=11,
+    )
+    (picture,) = crowd.serve([Visitor(request)])
+    assert picture is not None
+    equal(picture, request)
+
+
+@pytest.mark.parametrize("truncation", [0.0, 0.1, 0.25, 0.5, 0.7, 1.0])
+@pytest.mark.parametrize("normalization", [0.0, 0.8, 1.0])
+def test_guidance_is_bounded_and_cut_off_as_by_diffusers(crowd: Crowd, normalization: float, truncation: float) -> None:
+    """At sigmas of the schedule, too, where rounding decides whether a step is guided."""
+    request = ImageRequest(
+        model="z-image-turbo",
+        prompt="a red fox on a yellow background",
+        negative_prompt="a blue cat",
+        width=64,
+        height=64,
+        steps=8,
+        guidance=5.0,
+        seed=5,
+        cfg_normalization=normalization,
+        cfg_truncation=truncation,
+    )
+    (picture,) = crowd.serve([Visitor(request)])
+    assert picture is not None
+    equal(picture, request)
+
+
+@pytest.mark.parametrize("steps", [28, 50])
+def test_the_base_models_settings_equal_diffusers(crowd: Crowd, steps: int) -> None:
+    request = ImageRequest(
+        model="z-image-turbo",
+        prompt="a red fox on a yellow background",
+        width=64,
+        height=64,
+        steps=steps,
+        guidance=4.0,
+        seed=12,
+        cfg_normalization=1.0,
+        cfg_truncation=0.6,
     )
     (picture,) = crowd.serve([Visitor(request)])
     assert picture is not None

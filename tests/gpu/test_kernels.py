@@ -95,6 +95,20 @@ def test_fp8_rows_stand_for_what_they_were_made_of(width: int) -> None:
     assert ((restored - exact).abs() <= 0.07 * exact.abs() + 0.02).all()
 
 
+@pytest.mark.parametrize("width", [384, 8192, 10240])
+def test_fp8_rows_of_a_product(width: int) -> None:
+    from serve.engine.kernels import FusedOps
+    from serve.engine.ops import PlainOps, Quantized
+
+    x = bf16(2, 40, 2 * width)
+    quantized = FusedOps(quantize=True).silu_mul(x)
+    assert isinstance(quantized, Quantized)
+    restored = (quantized.data.float() * quantized.scale).view(quantized.shape)
+    exact = PlainOps().silu_mul(x).float()
+    row = exact.abs().amax(-1, keepdim=True)
+    assert ((restored - exact).abs() <= 0.07 * exact.abs() + 0.001 * row).all()
+
+
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize(("channels", "side"), [(64, 8), (128, 250), (512, 33)])
 def test_group_norm_of_pixels(channels: int, side: int, biased: bool) -> None:

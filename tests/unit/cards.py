@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from serve.engine.decode import Decoder, Pixels
+from serve.engine.decode import Decoder
 from serve.engine.memory import Vram
+from serve.engine.pixels import Pixels
 from serve.engine.zimage import Row, ZImageTransformer
 
 WEIGHTS = 1_000
@@ -84,9 +85,12 @@ class DecoderOn:
     def __init__(self, decoder: Decoder, card: Card) -> None:
         self._decoder, self._card = decoder, card
 
-    def preview(self, latents: Tensor) -> Pixels:
-        return self._decoder.preview(latents)
+    def launch_preview(self, latents: Tensor) -> Tensor:
+        return self._decoder.launch_preview(latents)
 
     def decode(self, latents: list[Tensor]) -> list[Pixels]:
+        return [pixels.numpy() for pixels in self.launch(latents)]
+
+    def launch(self, latents: list[Tensor]) -> Tensor:
         with self._card.hold(64 * latents[0][0].numel() * len(latents) // DECODE_PIXELS_PER_BYTE):
-            return self._decoder.decode(latents)
+            return self._decoder.launch(latents)

@@ -103,6 +103,8 @@ def test_unknown_key(config: Path, old: str, new: str, key: str, message: str):
             "greater than 0",
         ),
         ("device: auto", "device: gpu", "args.device", "Input should be 'auto', 'cpu' or 'cuda'"),
+        ("threads: 1", "served_model_name: denoiser", "args.served_model_name", "means something else under /v2"),
+        ("threads: 1", "served_model_name: stats", "args.served_model_name", "means something else under /v2"),
         ("threads: 1", "default_size_px: 100", "args.default_size_px", "multiple of 16"),
         ("threads: 1", "default_size_px: 512", "args", "default_size_px 512 is over max_side_px 256"),
         ("threads: 1", "quality_steps: {best: 9}", "args.quality_steps.best", "should be 'low'"),
@@ -164,7 +166,9 @@ def test_missing_file(config: Path):
 
 def test_read_gives_what_is_served():
     served = read(Path("config/serve.yaml"))
-    assert (served.host, served.port, served.settings) == ("127.0.0.1", 8000, Settings())
+    blueprint = {"blueprint": "serve/engine/tiny/adapters/blueprint.safetensors"}
+    assert (served.host, served.port) == ("127.0.0.1", 8000)
+    assert served.settings == Settings.model_validate({"adapters": blueprint})
 
 
 def test_read_refuses_with_all_problems(config: Path):

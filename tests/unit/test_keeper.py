@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from serve.errors import NotFound, StoreUnavailable
 from serve.jobs import gallery, keeper
 from serve.jobs.fleet import ReplicaGone
 from serve.messages import AssetQuery, Canceled, Failed, Succeeded
-from tests.unit.replicas import last, submitted
+from tests.unit.replicas import last, order, submitted
 from tests.unit.test_restart import Life
 
 PIXELS = b"pixels"
@@ -255,3 +256,24 @@ async def test_nobody_finds_a_picture_of_a_deleted_job(tmp_path: Path) -> None:
         assert await life.rows() == []
         with pytest.raises(NotFound):
             await life.files.read(asset_id)
+
+
+async def test_inputs_that_no_job_needs_are_swept_when_they_are_old(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needed, refused = "a" * 64, "b" * 64
+    async with Gallery(tmp_path) as life:
+        for name in (needed, refused):
+            await life.files.write_input(name, PIXELS)
+        submission = order()
+        request = replace(submission.request, image=needed, strength=0.5)
+        job_id = await life.jobs.submit(replace(submission, request=request))
+        await life.keeper.sweep_inputs()
+        assert await life.files.read_input(refused), "its job may be on its way"
+        monkeypatch.setattr(keeper, "INPUT_S", -1.0)
+        await life.keeper.sweep_inputs()
+        assert await life.files.read_input(refused) is None
+        assert await life.files.read_input(needed) == PIXELS
+        await life.jobs.delete(job_id)
+        await life.keeper.sweep_inputs()
+        assert await life.files.read_input(needed) is None

@@ -15,6 +15,7 @@ from diffusers.pipelines.z_image.pipeline_z_image import calculate_shift, get_de
 from torch import Tensor
 
 from serve.engine.forward import velocities
+from serve.engine.guidance import Guidance
 from serve.engine.zimage import Row, ZImageTransformer, patchify, unpatchify
 
 TOLERANCE = 1e-5
@@ -103,10 +104,18 @@ def test_a_step_in_parts_is_the_same_numbers_whatever_runs_between(ours: ZImageT
 
 
 def test_the_pipeline_still_guides_as_we_do() -> None:
-    """Ours has neither normalisation nor truncation of guidance: the pipeline's defaults do without them."""
+    """Our defaults are its own: no normalisation, no truncation."""
     defaults = inspect.signature(ZImagePipeline.__call__).parameters
     assert defaults["cfg_normalization"].default is False
     assert defaults["cfg_truncation"].default == 1.0
+
+
+def test_a_bound_only_shortens_what_is_guided_to() -> None:
+    positive, negative = torch.ones(4, 64), torch.zeros(4, 64)
+    plain = Guidance(3.0).combine(positive, negative)
+    assert torch.equal(plain, 4 * positive)
+    assert torch.allclose(Guidance(3.0, normalization=1.5).combine(positive, negative), 1.5 * positive)
+    assert torch.equal(Guidance(3.0, normalization=9.0).combine(positive, negative), plain)
 
 
 @pytest.mark.parametrize("scheduler", [SHIFTED, DYNAMIC], ids=["shift 3", "dynamic"])

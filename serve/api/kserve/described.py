@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from serve.api.docs import event_stream, links
 from serve.api.kserve.models import INPUTS, OUTPUTS, TensorSpec
 
 
@@ -87,7 +88,7 @@ _INFERRED = {
         "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
     },
 }
-_EVENTS = {"description": "server-sent events", "content": {"text/event-stream": {"schema": {"type": "string"}}}}
+_EVENTS = {"description": "server-sent events", "content": event_stream()}
 _UNREADY = {503: {"model": KServeNotReady, "description": "not yet: says why"}}
 
 INFER: dict[str, Any] = {
@@ -113,10 +114,21 @@ MODEL_READY: dict[str, Any] = {
 SERVER: dict[str, Any] = {"summary": "The server and its extensions", "responses": _errors(401, 403, 500, 503)}
 STATISTICS: dict[str, Any] = {"summary": "What all models have done", "responses": _errors(401, 403, 500, 503)}
 DESCRIBED: dict[str, Any] = {"responses": _errors(401, 403, 404, 500, 503)}
+_OF_A_MODEL = links(
+    "model",
+    "/0/name",
+    "GET /v2/models/{model}",
+    "GET /v2/models/{model}/config",
+    "GET /v2/models/{model}/ready",
+    "GET /v2/models/{model}/stats",
+    "POST /v2/models/{model}/infer",
+    "POST /v2/models/{model}/generate",
+    "POST /v2/models/{model}/generate_stream",
+)
 INDEX: dict[str, Any] = {
     "summary": "The models there are, and their states",
     "openapi_extra": _body({"type": "object", "properties": {"ready": {"type": "boolean"}}}, required=False),
-    "responses": _errors(400, 401, 403, 408, 413, 500, 503),
+    "responses": {200: _OF_A_MODEL, **_errors(400, 401, 403, 408, 413, 500, 503)},
 }
 LOAD: dict[str, Any] = {
     "summary": "Refused: models are chosen when the service starts",

@@ -25,7 +25,7 @@ from serve.api.kserve.errors import error_json
 from serve.api.kserve.models import INPUTS
 from serve.api.kserve.options import Options, check_names, read_options
 from serve.api.kserve.request import InferRequest, read_id
-from serve.api.kserve.rows import job_headers, submissions
+from serve.api.kserve.rows import begun, job_headers
 from serve.api.sse import EventStream
 from serve.errors import InvalidRequest
 from serve.messages import Progress, Submission, Succeeded
@@ -37,7 +37,7 @@ router = APIRouter(prefix="/v2", tags=["KServe v2"])
 @router.post("/models/{model}/versions/{version}/generate", include_in_schema=False)
 async def generate(request: Request, door: TheDoor, model: ThePipeline) -> Response:
     asked = await _read(request, door)
-    rows = submissions(door, asked.rows, asked.options)
+    rows = await begun(door, asked.rows, asked.options)
     await door.check_room()
     drawing = draw(door.service, rows, door.settings.timeouts.request_s, asked.options.timeout_s)
     done = await unless_gone(request.receive, drawing)
@@ -50,7 +50,7 @@ async def generate(request: Request, door: TheDoor, model: ThePipeline) -> Respo
 async def generate_stream(request: Request, door: TheDoor, model: ThePipeline) -> Response:
     """Nothing is sent before the first event, so a job that fails earlier is answered with its status."""
     asked = await _read(request, door)
-    rows = submissions(door, asked.rows, asked.options)
+    rows = await begun(door, asked.rows, asked.options)
     await door.check_room()
     chunks = _chunks(door, model.name, asked, rows[0])
     first = await unless_gone(request.receive, anext(chunks))

@@ -14,7 +14,7 @@ from serve.api.kserve.body import read_body
 from serve.api.kserve.described import INFER
 from serve.api.kserve.draw import draw
 from serve.api.kserve.request import HEADER_LENGTH, read_infer
-from serve.api.kserve.rows import job_headers, submissions
+from serve.api.kserve.rows import begun, job_headers
 
 router = APIRouter(prefix="/v2", tags=["KServe v2"])
 
@@ -26,7 +26,7 @@ _log = structlog.get_logger(__name__)
 async def infer(request: Request, door: TheDoor, model: ThePipeline) -> Response:
     limits = door.settings.limits
     asked = read_infer(await read_body(request, limits), request.headers.get(HEADER_LENGTH), limits)
-    rows = submissions(door, asked.rows, asked.options)
+    rows = await begun(door, asked.rows, asked.options)
     check_pixels(rows, asked.outputs)
     await door.check_room()
     _log.info("infer", job_ids=[row.job_id for row in rows], size=f"{rows[0].request.width}x{rows[0].request.height}")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from serve.api.how import FIELDS
 from serve.errors import InvalidRequest
 from serve.messages import PRIORITIES, Priority
 
@@ -14,12 +15,15 @@ _MAX_UINT64 = 2**64 - 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """`timeout_s` is how long every row may wait until its first step."""
+    """`timeout_s` is how long every row may wait until its first step; `how` are fields of the other doors' bodies."""
 
     priority: Priority | None = None
     timeout_s: float | None = None
     preset: str | None = None
     style_preset: str | None = None
+    how: Mapping[str, Any] = field(default_factory=dict)
+    image: str | None = None
+    mask: str | None = None
 
 
 def read_options(parameters: Any) -> Options:
@@ -37,6 +41,9 @@ def read_options(parameters: Any) -> Options:
         timeout_s=timeout_us / 1e6 if timeout_us else None,
         preset=_text(parameters, "preset"),
         style_preset=_text(parameters, "style_preset"),
+        how={name: parameters[name] for name in (*FIELDS, "strength") if name in parameters},
+        image=_text(parameters, "image"),
+        mask=_text(parameters, "mask"),
     )
 
 

@@ -1,39 +1,28 @@
 // The page: tabs, status bar, sign-in, and pictures that are brought along.
 import { html, render, useEffect, useState } from "./preact.js";
 import { Admin } from "./admin.js";
-import { call, del } from "./api.js";
+import { BASE, del, get } from "./api.js";
 import { Cards } from "./cards.js";
 import { Details } from "./details.js";
 import { Gallery } from "./gallery.js";
 import { start, stop } from "./live.js";
-import { Make, bring } from "./make.js";
-import { Dialog, ErrorBox, IconButton, Toasts, failed } from "./parts.js";
-import { remember, state, update, use } from "./store.js";
+import { Make } from "./make.js";
+import { IconButton, Toasts, failed } from "./parts.js";
+import { Brought, bring } from "./reference.js";
+import { SignIn } from "./sign_in.js";
+import { TABS, remember, state, toast, update, use } from "./store.js";
 import { few, has, t, useLang } from "./texts.js";
 
 const THEMES = ["auto", "light", "dark"];
 
-function SignIn() {
-  useLang();
-  const [key, setKey] = useState(""), [error, setError] = useState(null);
-  const go = async (event) => {
-    event.preventDefault();
-    try {
-      await call("POST", "/v1/session", undefined, { Authorization: `Bearer ${key.trim()}` });
-      await start();
-    } catch (failure) { setError(failure.error); }
-  };
-  return html`<${Dialog} title=${t("sign_in")}>
-    <form onSubmit=${go}>
-      <p>${t("sign_in_hint")}</p>
-      <label class="field">${t("key")}<input type="password" value=${key} autocomplete="current-password" onInput=${(event) => setKey(event.target.value)} /></label>
-      ${error && html`<${ErrorBox} error=${error} />`}
-      <div class="row end"><button class="primary" disabled=${!key.trim()}>${t("sign_in")}</button></div>
-    </form>
-  </${Dialog}>`;
-}
-
-const signOut = () => del("/v1/session").then(() => { stop(); update({ login: true }); }).catch(failed);
+// At the provider too, where one came in by it: else the next click would be in again without a question.
+const signOut = async () => {
+  const elsewhere = state.me.via === "oidc" && (await get("/auth/methods")).data.some((one) => one.type === "oidc");
+  await del("/v1/session");
+  stop();
+  if (elsewhere) location.assign(`${BASE}auth/oidc/logout`);
+  else update({ login: true });
+};
 
 function Header() {
   const lang = useLang(), tab = use((s) => s.tab), me = use((s) => s.me), theme = use((s) => s.theme);
@@ -43,7 +32,7 @@ function Header() {
     <h1>Z-Image</h1>
     <nav>${tabs.map((name) => html`<button type="button" key=${name} aria-current=${tab === name ? "page" : null} onClick=${() => update({ tab: name })}>${t(name)}</button>`)}</nav>
     <div class="row">
-      ${me && me.via !== "open" && html`<span class="me">${me.user}</span>${me.csrf_token && html`<button type="button" onClick=${signOut}>${t("sign_out")}</button>`}`}
+      ${me && me.via !== "open" && html`<span class="me">${me.user}</span>${me.csrf_token && html`<button type="button" onClick=${() => signOut().catch(failed)}>${t("sign_out")}</button>`}`}
       <button type="button" class="quiet" lang=${lang === "zh" ? "en" : "zh"} onClick=${() => update({ lang: lang === "zh" ? "en" : "zh" })}>${t("language")}</button>
       <${IconButton} name="sun" label=${label} onClick=${() => update({ theme: THEMES[(THEMES.indexOf(theme) + 1) % 3] })} />
     </div>
@@ -62,7 +51,8 @@ function Status() {
   for (const one of me?.quota ?? []) parts.push(t("quota", has(`q_${one.name}`) ? t(`q_${one.name}`) : one.name, few(one.remaining), few(one.limit)));
   return html`<footer class="status">
     <span class=${`dot ${connection}`} aria-hidden="true"></span><span role="status">${t(connection)}</span>
-    ${parts.map((part) => html`<span>${part}</span>`)}
+    ${parts.map((part) => html`<span key=${part}>${part}</span>`)}
+    <a href=${`${BASE}docs`}>${t("api")}</a>
   </footer>`;
 }
 
@@ -94,11 +84,12 @@ function App() {
       ${here === "keep" && html`<${Gallery} />`}
       ${here === "admin" && html`<${Admin} />`}
     </main>
-    <${Status} /><${Details} /><${Toasts} />
+    <${Status} /><${Details} /><${Brought} /><${Toasts} />
     ${login && html`<${SignIn} />`}
     ${over && html`<div class="drop">${t("drop")}</div>`}`;
 }
 
 document.documentElement.dataset.theme = state.theme;
+addEventListener("hashchange", () => { const tab = location.hash.slice(1) || "make"; if (TABS.includes(tab)) update({ tab }); });
 render(html`<${App} />`, document.querySelector("#app"));
-start();
+start().then(() => { if (state.me && state.signInError) toast("", state.signInError); });

@@ -1,14 +1,15 @@
 // A card for each job.
 import { html, useEffect, useState } from "./preact.js";
-import { BASE, del, local, post } from "./api.js";
+import { del, local, post } from "./api.js";
 import { drop } from "./gallery_data.js";
 import { ended, forget, picturesOf, put } from "./live.js";
-import { key, limits, settingsFrom } from "./make.js";
+import { key, limits, useSettings } from "./make.js";
 import { Confirm, ErrorBox, Icon, IconButton, failed } from "./parts.js";
 import { setForm, update, use } from "./store.js";
 import { EXAMPLES, ordinal, t, useLang } from "./texts.js";
 
 const SHOWN = 24;
+const ICON = new URL("icon.svg", import.meta.url).href;
 
 function useNow(active) {
   const [, again] = useState(0);
@@ -74,7 +75,7 @@ function Card({ job }) {
         ${["failed", "expired", "canceled"].includes(job.status) && html`<button type="button" onClick=${() => post(`/v1/jobs/${job.id}/rerun`, {}, { "Idempotency-Key": key() }).then(put).catch(failed)}><${Icon} name="again" /> ${t("retry")}</button>`}
         ${pictures.length === 1 && html`<a class="icon-button" href=${pictures[0].url} download=${`${pictures[0].asset_id}.${pictures[0].format}`} title=${t("download")} aria-label=${t("download")}><${Icon} name="down" /></a>`}
         ${job.status === "succeeded" && html`<${IconButton} name="vary" label=${t("variations")} onClick=${() => vary(job.id)} />`}
-        <${IconButton} name="use" label=${t("use")} onClick=${() => { setForm(settingsFrom(job.request, job.preset)); document.querySelector("#prompt")?.focus(); }} />
+        <${IconButton} name="use" label=${t("use")} onClick=${() => { useSettings(job.request, job.preset); document.querySelector("#prompt")?.focus(); }} />
         ${ended(job) && may.includes("change") && html`<${IconButton} name="bin" label=${t("remove")} onClick=${() => setSure(true)} />`}
       </div>
     </div>
@@ -89,7 +90,7 @@ export function Cards() {
   const shown = newest.filter((job, i) => i < SHOWN || !ended(job));
   return html`<section class="feed" aria-label=${t("jobs")}>
     <h2 class="hidden">${t("jobs")}</h2>
-    ${loaded && shown.length === 0 && html`<div class="nothing"><img src=${`${BASE}ui/icon.svg`} alt="" width="56" height="56" />
+    ${loaded && shown.length === 0 && html`<div class="nothing"><img src=${ICON} alt="" width="56" height="56" />
       <h3>${t("nothing")}</h3><p>${t("try_one")}</p><div class="chips">
       ${EXAMPLES[lang].map((prompt) => html`<button type="button" class="chip" key=${prompt} onClick=${() => { setForm({ prompt }); document.querySelector("#prompt").focus(); }}>${prompt}</button>`)}</div></div>`}
     <ul class="cards">${shown.map((job) => html`<${Card} key=${job.id} job=${job} />`)}</ul>

@@ -4,14 +4,16 @@ import { BASE, del, get, local } from "./api.js";
 import { vary } from "./cards.js";
 import { drop } from "./gallery_data.js";
 import { loadJobs } from "./live.js";
-import { settingsFrom } from "./make.js";
+import { useSettings } from "./make.js";
 import { Confirm, Dialog, Icon, copy, failed } from "./parts.js";
-import { setForm, state, toast, update, use } from "./store.js";
+import { beginWithPicture } from "./reference.js";
+import { state, toast, update, use } from "./store.js";
 import { size, t, useLang, when } from "./texts.js";
 
 function asked(one) {
   const body = { prompt: one.prompt, size: `${one.width}x${one.height}`, num_inference_steps: one.num_inference_steps, seed: one.seed, output_format: one.format };
   if (one.guidance_scale) Object.assign(body, { guidance_scale: one.guidance_scale }, one.negative_prompt ? { negative_prompt: one.negative_prompt } : {});
+  for (const name of ["image", "mask", "strength"]) if (one[name] !== null && one[name] !== undefined) body[name] = one[name];
   return body;
 }
 
@@ -33,7 +35,7 @@ function asPython(one) {
 function Facts({ one, known, job }) {
   const rows = [
     [t("negative"), one.negative_prompt], [t("size"), `${one.width} × ${one.height}`], [t("steps"), one.num_inference_steps], [t("guidance"), one.guidance_scale],
-    [t("seed"), one.seed], [t("preset"), job?.preset?.name], [t("style"), job?.preset?.style_preset], [t("model"), one.model], [t("bytes"), `${one.format}, ${size(one.bytes)}`], [t("created"), when(one.created_at)],
+    [t("seed"), one.seed], [t("began_with"), one.image && html`<img class="input" src=${`${BASE}v1/inputs/${one.image.split(":")[1]}`} alt="" width="48" height="48" /> ${Math.round(one.strength * 100)} %`], [t("preset"), job?.preset?.name], [t("style"), job?.preset?.style_preset], [t("model"), one.model], [t("bytes"), `${one.format}, ${size(one.bytes)}`], [t("created"), when(one.created_at)],
     [t("timings"), job?.timings && ["queue_ms", "encode_ms", "denoise_ms", "decode_ms", "total_ms"].map((name) => `${t(name)} ${job.timings[name]} ms`).join(" · ")],
     [t("weights"), known?.metadata.weights], [t("engine"), known?.metadata.engine], [t("hash"), known && html`<code>${known.sha256}</code>`],
   ];
@@ -42,15 +44,14 @@ function Facts({ one, known, job }) {
 
 function Shown({ one }) {
   const [known, setKnown] = useState(null), [job, setJob] = useState(state.jobs.get(one.job_id) ?? null), [sure, setSure] = useState(false);
-  const may = use((s) => s.me?.rights ?? []);
+  const may = use((s) => s.me?.rights ?? []), model = use((s) => s.model);
   useEffect(() => {
     get(`/v1/assets/${one.id}/metadata`).then(setKnown).catch(() => {});
     if (!job) get(`/v1/jobs/${one.job_id}`).then(setJob).catch(() => {}); // it may have been forgotten
   }, []);
   const close = () => update({ details: null });
   const take = () => {
-    setForm({ ...settingsFrom({ ...asked(one), guidance_scale: one.guidance_scale, negative_prompt: one.negative_prompt }, job?.preset) });
-    update({ details: null, tab: "make" });
+    useSettings({ ...asked(one), guidance_scale: one.guidance_scale, negative_prompt: one.negative_prompt }, job?.preset);
   };
   const step = (by) => {
     const at = state.pictures.findIndex((other) => other.id === one.id), next = state.pictures[at + by];
@@ -70,6 +71,7 @@ function Shown({ one }) {
           <a class="button primary" href=${local(one.url)} download=${`${one.id}.${one.format}`}><${Icon} name="down" /> ${t("download")}</a>
           <button type="button" onClick=${take}><${Icon} name="use" /> ${t("use")}</button>
           ${may.includes("draw") && html`<button type="button" onClick=${() => { close(); vary(one.job_id); }}><${Icon} name="vary" /> ${t("variations")}</button>`}
+          ${may.includes("draw") && model?.image_input && html`<button type="button" onClick=${() => beginWithPicture(one)}><${Icon} name="image" /> ${t("begin_with")}</button>`}
           <button type="button" onClick=${() => copy(asCurl(one))}>${t("copy_curl")}</button>
           <button type="button" onClick=${() => copy(asPython(one))}>${t("copy_python")}</button>
           ${may.includes("change") && html`<button type="button" class="quiet-danger" onClick=${() => setSure(true)}><${Icon} name="bin" /> ${t("remove")}</button>`}

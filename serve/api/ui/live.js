@@ -29,7 +29,8 @@ export async function refreshMe() {
 }
 
 export async function loadCatalog() {
-  update({ catalog: await get("/v1/presets") });
+  const [catalog, models] = await Promise.all([get("/v1/presets"), get("/v1/models")]);
+  update({ catalog, model: models.data[0] });
 }
 
 export async function loadJobs() {

@@ -1,28 +1,29 @@
 // The form.
 import { html, useRef, useState } from "./preact.js";
-import { ApiError, post } from "./api.js";
-import { settingsOf } from "./embedded.js";
+import { ApiError, BASE, post } from "./api.js";
 import { put, refreshQuota } from "./live.js";
 import { ErrorBox, IconButton, failed } from "./parts.js";
-import { EMPTY, setForm, state, toast, update, use } from "./store.js";
+import { Reference, bring, referenceOf } from "./reference.js";
+import { EMPTY, setForm, state, update, use } from "./store.js";
 import { t, titled, useLang } from "./texts.js";
 
 const ASPECTS = [["1:1", 1, 1], ["4:3", 4, 3], ["3:4", 3, 4], ["3:2", 3, 2], ["2:3", 2, 3], ["16:9", 16, 9], ["9:16", 9, 16]];
 const MOST = 2 ** 53 - 1;
+const UNKNOWN = { min_side_px: 64, max_side_px: 2048, side_multiple_px: 16, max_n: 10, max_steps: 50 };
 
 const random = () => crypto.getRandomValues(new Uint32Array(1))[0];
 export const key = () => [...crypto.getRandomValues(new Uint32Array(4))].map((word) => word.toString(36)).join("-");
 
 export function limits() {
-  const presets = state.catalog?.data ?? [];
-  const chosen = presets.find((one) => one.name === state.form.preset);
-  const most = (name, otherwise) => Math.max(...presets.map((one) => one.limits[name]), 0) || otherwise;
-  return chosen?.limits ?? { max_side_px: most("max_side_px", 2048), max_n: most("max_n", 10), max_steps: most("max_steps", 50) };
+  const chosen = state.catalog?.data.find((one) => one.name === state.form.preset);
+  return { ...UNKNOWN, ...state.model?.limits, ...chosen?.limits };
 }
 
+// As many pixels as the model draws by itself, in these proportions.
 function sized(across, down) {
-  const area = (limits().max_side_px / 2) ** 2;
-  const side = (share) => Math.max(64, Math.round(Math.sqrt(area * share) / 16) * 16);
+  const { min_side_px, max_side_px, side_multiple_px: unit } = limits();
+  const usual = Math.min(Number(state.model?.defaults.size.split("x")[0] ?? 1024), max_side_px);
+  const side = (share) => Math.min(max_side_px, Math.max(min_side_px, Math.round((usual * Math.sqrt(share)) / unit) * unit));
   return `${side(across / down)}x${side(down / across)}`;
 }
 
@@ -33,6 +34,7 @@ function body() {
   }
   if (form.negative_prompt.trim()) sent.negative_prompt = form.negative_prompt;
   if (form.locked) sent.seed = form.seed;
+  if (state.reference) Object.assign(sent, { image: state.reference.source, strength: state.reference.strength });
   if (state.me?.interactive) sent.priority = "interactive";
   return sent;
 }
@@ -70,24 +72,18 @@ function showFragment(fragment, prompt) {
   field.setSelectionRange(units(fragment.start), units(fragment.end));
 }
 
-export async function bring(file) {
-  const found = await settingsOf(file).catch(() => null);
-  if (!found) return toast(t("no_settings"));
-  setForm({ ...EMPTY, output_format: state.form.output_format, ...found });
-  update({ tab: "make" });
-  toast(t("loaded"));
-}
-
-export function settingsFrom(request, preset) {
-  return {
+// As the job was asked for, with the picture that it began with.
+export function useSettings(request, preset) {
+  update({ reference: referenceOf(request), details: null, tab: "make" });
+  setForm({
     ...EMPTY, prompt: preset?.prompt ?? request.prompt, negative_prompt: preset ? "" : request.negative_prompt ?? "",
     preset: preset?.name ?? null, style_preset: preset?.style_preset ?? null, size: request.size,
     num_inference_steps: request.num_inference_steps, guidance_scale: request.guidance_scale, seed: request.seed, locked: true,
     n: request.n ?? 1, output_format: request.output_format,
-  };
+  });
 }
 
-// The latest picture that was drawn with each preset and style.
+// The latest picture that was drawn with each preset and style: for those that have none of their own.
 function samples(jobs) {
   const found = {};
   for (const job of [...jobs.values()].sort((a, b) => (a.id < b.id ? 1 : -1))) {
@@ -102,11 +98,15 @@ function samples(jobs) {
 
 function Chips({ label, list, chosen, onChoose, pictures, kind }) {
   if (!list.length) return null;
-  const chip = (name, title, words) => html`<button type="button" class="chip" aria-pressed=${chosen === name} title=${words ?? ""} key=${name} onClick=${() => onChoose(name)}>
-    ${pictures[kind + name] ? html`<img src=${pictures[kind + name]} alt="" />` : name && html`<span class="swatch" aria-hidden="true">${[...title][0]}</span>`}${title}</button>`;
-  return html`<fieldset><legend>${label}</legend><div class="chips">
+  const chip = (name, title, words, own) => {
+    const picture = own ? BASE + own.slice(1) : pictures[kind + name];
+    return html`<button type="button" class="choice" aria-pressed=${chosen === name} title=${words ?? ""} key=${name} onClick=${() => onChoose(name)}>
+      ${picture ? html`<img src=${picture} alt="" width="64" height="64" />` : html`<span class=${`swatch ${name ? "" : "no"}`} aria-hidden="true">${name && [...title][0]}</span>`}
+      <span>${title}</span></button>`;
+  };
+  return html`<fieldset><legend>${label}</legend><div class="choices">
     ${chip(null, t("none"))}
-    ${list.map((one) => chip(one.name, titled(one.title, one.name), titled(one.description, "")))}
+    ${list.map((one) => chip(one.name, titled(one.title, one.name), titled(one.description, ""), one.picture_url))}
   </div></fieldset>`;
 }
 
@@ -116,18 +116,18 @@ function Number_({ label, value, onValue, ...rest }) {
 }
 
 function Size({ form }) {
-  const side = limits().max_side_px;
+  const { min_side_px, max_side_px, side_multiple_px } = limits();
   const [width, height] = form.size?.split("x").map(Number) ?? [null, null];
   const set = (w, h) => setForm({ size: w || h ? `${w || h}x${h || w}` : null });
   return html`<fieldset><legend>${t("size")}</legend>
-    <div class="chips">
-      <button type="button" class="chip" aria-pressed=${!form.size} onClick=${() => setForm({ size: null })}>${t("auto")}</button>
-      ${ASPECTS.map(([name, across, down]) => html`<button type="button" class="chip" key=${name} aria-pressed=${form.size === sized(across, down)} onClick=${() => setForm({ size: sized(across, down) })}>
+    <div class="aspects">
+      <button type="button" aria-pressed=${!form.size} onClick=${() => setForm({ size: null })}><svg class="aspect" viewBox="0 0 20 20" aria-hidden="true"><rect x="2" y="2" width="16" height="16" rx="4" stroke-dasharray="3 2.6" /></svg>${t("auto")}</button>
+      ${ASPECTS.map(([name, across, down]) => html`<button type="button" key=${name} aria-pressed=${form.size === sized(across, down)} onClick=${() => setForm({ size: sized(across, down) })}>
         <svg class="aspect" viewBox="0 0 20 20" aria-hidden="true"><rect x=${10 - (8 * across) / Math.max(across, down)} y=${10 - (8 * down) / Math.max(across, down)} width=${(16 * across) / Math.max(across, down)} height=${(16 * down) / Math.max(across, down)} rx="1.5" /></svg>${name}</button>`)}
     </div>
     <div class="row sides">
-      <${Number_} label=${t("width")} value=${width} min="64" max=${side} step="16" onValue=${(w) => set(w, height)} />
-      <${Number_} label=${t("height")} value=${height} min="64" max=${side} step="16" onValue=${(h) => set(width, h)} />
+      <${Number_} label=${t("width")} value=${width} min=${min_side_px} max=${max_side_px} step=${side_multiple_px} onValue=${(w) => set(w, height)} />
+      <${Number_} label=${t("height")} value=${height} min=${min_side_px} max=${max_side_px} step=${side_multiple_px} onValue=${(h) => set(width, h)} />
     </div>
   </fieldset>`;
 }
@@ -144,6 +144,7 @@ function Seed({ form }) {
 
 export function Make() {
   useLang();
+  use((s) => s.model); // whose limits are asked below
   const form = use((s) => s.form), catalog = use((s) => s.catalog), problem = use((s) => s.formError), jobs = use((s) => s.jobs), me = use((s) => s.me);
   const [busy, setBusy] = useState(0);
   const file = useRef();
@@ -161,6 +162,7 @@ export function Make() {
       onInput=${(event) => { setForm({ [id === "prompt" ? "prompt" : "negative_prompt"]: event.target.value }); if (state.formError) update({ formError: null }); }}></textarea></label>`;
   return html`<form class="make" onSubmit=${submit} noValidate>
     ${text("prompt", t("prompt"), t("prompt_hint"), 3)}
+    <${Reference} />
     ${problem && html`<${ErrorBox} error=${problem.error} prompt=${problem.prompt} />`}
     <div class="row submit">
       <button class="primary" disabled=${!form.prompt.trim() || (me && !me.rights.includes("draw"))}>${busy ? t("drawing") : t("draw")} <kbd>Ctrl ⏎</kbd></button>

@@ -1,7 +1,7 @@
 // Small things that several places show.
 import { html, useEffect, useRef, useState } from "./preact.js";
 import { dismiss, toast, use } from "./store.js";
-import { has, t } from "./texts.js";
+import { has, t, useLang } from "./texts.js";
 
 export async function copy(text) {
   try {
@@ -22,6 +22,7 @@ const PATHS = {
   lock: "M6 11h12v9H6z M9 11V7a3 3 0 0 1 6 0v4", unlock: "M6 11h12v9H6z M9 11V7a3 3 0 0 1 5.8-1",
   x: "M6 6l12 12 M18 6L6 18", down: "M12 4v11 M7 11l5 5 5-5 M5 20h14", bin: "M5 7h14 M10 7V4h4v3 M7 7l1 13h8l1-13",
   again: "M5 12a7 7 0 1 0 2-5 M7 3v4h4", vary: "M4 4h7v7H4z M13 4h7v7h-7z M4 13h7v7H4z M13 13h7v7h-7z", use: "M4 12h11 M11 7l5 5-5 5 M20 5v14",
+  image: "M4 5h16v14H4z M4 16l5-5 4 4 3-3 4 4 M15.5 9h.01",
   info: "M12 11v6 M12 7.5h.01 M12 3a9 9 0 1 0 .01 0", sun: "M12 8a4 4 0 1 0 .01 0 M12 2v3 M12 19v3 M2 12h3 M19 12h3 M5 5l2 2 M17 17l2 2 M19 5l-2 2 M7 17l-2 2",
 };
 export const Icon = ({ name }) => html`<svg viewBox="0 0 24 24" class="icon" aria-hidden="true"><path d=${PATHS[name]} /></svg>`;
@@ -35,15 +36,17 @@ export function Marked({ text, fragment }) {
   return html`<p class="marked">${part(0, fragment.start)}<mark>${part(fragment.start, fragment.end)}</mark>${part(fragment.end)}</p>`;
 }
 
-// What is wrong, where, what to do, and the id to ask the operator about.
+const FIELDS = { negative_prompt: "negative", n: "count", num_inference_steps: "steps", guidance_scale: "guidance", output_format: "format", style_preset: "style", image: "reference" };
+
+// What is wrong, where, what to do, and the id to ask the operator about. The server speaks English: its own words are the detail.
 export function ErrorBox({ error, prompt, job }) {
-  const title = has(`e_${error.code}`) ? t(`e_${error.code}`) : null;
-  const id = error.request_id ?? job;
+  const lang = useLang(), id = error.request_id ?? job, field = FIELDS[error.param] ?? error.param;
+  const title = has(`e_${error.code}`) && t(`e_${error.code}`) + (field && has(field) ? t("about", t(field)) : "");
   return html`<div class="error" role="alert">
     ${title && html`<strong>${title}</strong>`}
-    ${error.code !== "offline" && html`<p>${error.message}</p>`}
+    ${error.message && error.code !== "offline" && html`<p lang="en" class=${lang === "en" ? "" : "hint"}>${error.message}</p>`}
     ${error.fragment && prompt && html`<${Marked} text=${prompt} fragment=${error.fragment} />`}
-    ${error.hint && html`<p class="hint">${error.hint}</p>`}
+    ${error.hint && html`<p class="hint" lang="en">${error.hint}</p>`}
     ${error.retry_after && html`<p class="hint">${t("e_in", error.retry_after)}</p>`}
     ${id && html`<button type="button" class="link" onClick=${() => copy(id)} title=${t("copy")}>${t(error.request_id ? "request_id" : "job_id", id)}</button>`}
   </div>`;

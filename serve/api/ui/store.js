@@ -10,21 +10,27 @@ export const remember = (name, value) => {
   try { localStorage.setItem(`zimage.${name}`, JSON.stringify(value)); } catch { /* a private window */ }
 };
 
+export const TABS = ["make", "keep", "admin"];
+
 export const EMPTY = {
   prompt: "", negative_prompt: "", preset: null, style_preset: null, size: null, num_inference_steps: null,
   guidance_scale: null, seed: 0, locked: false, n: 1, output_format: "png",
 };
 
+const said = new URLSearchParams(location.hash.slice(1)); // how a sign-in at the OpenID provider went wrong
+
 export const state = {
   lang: remembered("lang", (navigator.language || "en").startsWith("zh") ? "zh" : "en"),
   theme: remembered("theme", "auto"),
-  tab: ["make", "keep", "admin"].includes(location.hash.slice(1)) ? location.hash.slice(1) : "make",
+  tab: TABS.includes(location.hash.slice(1)) ? location.hash.slice(1) : "make",
   form: { ...EMPTY, ...remembered("form", {}) }, // a draft; everything that was sent lives on the server
   formError: null,
-  me: null, login: false, connection: "connecting", stats: null, catalog: null,
+  me: null, login: false, connection: "connecting", stats: null, catalog: null, model: null,
+  signInError: said.has("sign-in") ? { code: said.get("sign-in"), request_id: said.get("request") } : null,
   jobs: new Map(), jobsLoaded: false, previews: new Map(), // previews by `${job}:${image}`
   pictures: [], cursor: null, more: true, query: "", loading: false, selected: new Set(),
   details: null, toasts: [],
+  reference: null, brought: null, // a picture to begin with, and one that was dropped and may become it
 };
 
 export function update(patch) {

@@ -1,0 +1,123 @@
+"""Where a picture begins: noise, or an input picture under as much noise as belongs to its first step.
+
+Same mathematics as diffusers' `ZImageImg2ImgPipeline` and `ZImageInpaintPipeline` (0.42), random numbers in the same
+order included.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from serve.engine.pixels import Pixels
+from serve.engine.zimage import patchify
+
+REMEMBERED = 16  # encoded pictures; those of one job are asked for one after another
+LATENT_PX = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """An input picture, RGB [H, W, 3] of the very size that is drawn; `name` is its own alone.
+
+    `mask` [H, W] has 255 where something else is to be drawn and 0 where it stays; None is everywhere.
+    """
+
+    name: str
+    pixels: Pixels
+    mask: Pixels | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What a mask keeps of an input picture: its `latents`, its `noise` and the `mask`, each [N, 4 * C].
+
+    `mask` has 1 where the picture is drawn.
+    """
+
+    latents: Tensor
+    noise: Tensor
+    mask: Tensor
+
+    def blend(self, tokens: Tensor, sigma: float) -> Tensor:
+        """Latents [N, 4 * C] before a step at `sigma`, 0 being the end, with the original where that stays."""
+        return (1 - self.mask) * _noised(self.latents, self.noise, sigma) + self.mask * tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Beginning:
+    """Latents [N, 4 * C] before the first step, and what stays through all of them."""
+
+    latents: Tensor
+    kept: Kept | None = None
+
+
+class Encoder:
+    """The encoding half of a loaded diffusers VAE. It is asked by the engine's thread alone."""
+
+    def __init__(self, vae: Any) -> None:
+        self._vae = vae
+        self._remembered: OrderedDict[str, tuple[Tensor, Tensor]] = OrderedDict()
+
+    @torch.inference_mode()
+    def begin(self, reference: Reference, seed: int, sigma: float) -> Beginning:
+        """`sigma` is that of the first step. Random numbers are drawn on the CPU, first the encoding's, then noise."""
+        mean, deviation = self._distribution(reference)
+        generator = torch.Generator().manual_seed(seed)
+        sampled = mean + deviation * torch.randn(mean.shape, generator=generator).to(mean.device)
+        config = self._vae.config
+        latents = patchify((sampled - config.shift_factor) * config.scaling_factor)
+        noise = patchify(torch.randn(mean.shape, generator=generator).to(mean.device))
+        begun = _noised(latents, noise, sigma)
+        if reference.mask is None:
+            return Beginning(begun)
+        return Beginning(begun, Kept(latents, noise, _mask_tokens(reference.mask, len(mean)).to(mean.device)))
+
+    @torch.inference_mode()
+    def encode(self, pixels: Pixels) -> tuple[Tensor, Tensor]:
+        """RGB [H, W, 3] -> mean and deviation of its latents [C, h, w], fp32."""
+        values = 2.0 * (torch.from_numpy(pixels.astype(np.float32) / 255.0).permute(2, 0, 1)[None]) - 1.0
+        image = values.to(next(self._vae.parameters()).device, self._vae.dtype)
+        latents = self._vae.encode(image).latent_dist
+        return latents.mean[0].float(), latents.std[0].float()
+
+    def _distribution(self, reference: Reference) -> tuple[Tensor, Tensor]:
+        found = self._remembered.pop(reference.name, None) or self.encode(reference.pixels)
+        self._remembered[reference.name] = found
+        if len(self._remembered) > REMEMBERED:
+            self._remembered.popitem(last=False)
+        return found
+
+
+def begin(
+    reference: Reference | None,
+    noise: Callable[[], Tensor],
+    encoded: Callable[[Reference], Beginning],
+    free: Callable[[], None],
+) -> Beginning:
+    """With `noise` where there is no picture. One that the memory has no room for is tried again once it is freed."""
+    if reference is None:
+        return Beginning(noise())
+    try:
+        return encoded(reference)
+    except torch.OutOfMemoryError as error:
+        error.__traceback__ = None  # its frames hold what is to be freed
+    free()
+    return encoded(reference)
+
+
+def _noised(latents: Tensor, noise: Tensor, sigma: float) -> Tensor:
+    """The scheduler's `scale_noise`."""
+    return sigma * noise + (1.0 - sigma) * latents
+
+
+def _mask_tokens(mask: Pixels, channels: int) -> Tensor:
+    """[H, W] of 0 and 255 -> [N, 4 * C] of 0 and 1, a latent taking the value of its first pixel."""
+    latents = torch.from_numpy((mask[::LATENT_PX, ::LATENT_PX] >= 128).astype(np.float32))
+    return patchify(latents.expand(channels, -1, -1).contiguous())

@@ -1,0 +1,40 @@
+"""What the next Dispatcher of the same Ray must know: that the service was ready, and what has gone to sleep."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+from serve.jobs.fleet import Fleet
+from serve.jobs.store import JobStore
+from serve.jobs.tasks import Tasks
+from serve.step_times import StepTimes
+
+SERVED = "served"
+
+
+class Served:
+    def __init__(self, fleet: Fleet, store: JobStore, tasks: Tasks) -> None:
+        self._fleet = fleet
+        self._store = store
+        self._tasks = tasks
+        self._session = self._noted = ""
+
+    def take_up(self, known: Mapping[str, str], session: str) -> bool:
+        """Whether it was ready before, in this `session`: with another one all replicas have ended, and are started."""
+        self._session, self._noted = session, known.get(SERVED, "")
+        note = json.loads(self._noted) if self._noted else {}
+        if not session or note.get("session") != session:
+            return False
+        if note["asleep"]:
+            self._fleet.sleep(note["asleep"], StepTimes.from_table(note["times"]))
+        return True
+
+    def note(self) -> None:
+        """Stored where it has changed."""
+        asleep = self._fleet.sleepers.seconds()
+        times = self._fleet.times().to_table() if asleep else {}
+        note = json.dumps({"session": self._session, "asleep": asleep, "times": times})
+        if self._session and note != self._noted:
+            self._noted = note
+            self._tasks.spawn(self._store.remember(SERVED, note))

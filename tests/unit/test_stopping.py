@@ -1,0 +1,190 @@
+"""Replicas that are stopped on purpose: no work is lost with them, nobody is blamed; and the last one may be one."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from deployments.placement import Roster
+from serve.jobs.dispatcher import Dispatcher
+from serve.jobs.fleet import ReplicaGone
+from serve.jobs.wake import LEAST_S, PROCESS_S, Sleepers
+from serve.messages import Phase, Queued, ReplicaState, Succeeded
+from tests.unit.replicas import SLOTS, STEP_S, TIMES, Replicas, beat, dispatcher_over, last, order, submitted
+
+SOLO_S = 8 * STEP_S
+WARMUP_S = 20.0
+
+
+@pytest.fixture
+def replicas() -> Replicas:
+    return Replicas()
+
+
+@pytest.fixture
+async def jobs(replicas: Replicas, tmp_path: Path) -> AsyncIterator[Dispatcher]:
+    dispatcher = dispatcher_over(replicas, tmp_path)
+    await dispatcher.open("session")
+    beat(dispatcher)
+    yield dispatcher
+    await dispatcher.close()
+
+
+def denoiser(id: str, phase: Phase = Phase.READY, warmup_s: float | None = WARMUP_S) -> ReplicaState:
+    return ReplicaState(replica_id=id, role="denoiser", phase=phase, slots=SLOTS, step_times=TIMES, warmup_s=warmup_s)
+
+
+async def restarts(jobs: Dispatcher) -> float:
+    found = re.search(r'zimage_replica_restarts_total\{deployment="Denoiser"\} (\S+)', await jobs.metrics())
+    assert found is not None
+    return float(found[1])
+
+
+async def test_one_that_stops_finishes_what_it_has_and_gets_nothing_more(jobs: Dispatcher, replicas: Replicas) -> None:
+    first = await submitted(jobs)
+    (held,) = await replicas.settled()
+    jobs.heartbeat(denoiser("d1", Phase.STOPPING))
+    second = await submitted(jobs)
+    assert await replicas.settled() == [held]
+    await replicas.finish(held)
+    jobs.heartbeat(denoiser("d2"))
+    await replicas.finish((await replicas.settled())[0])
+    ends = [await last(jobs, job_id) for job_id in (first, second)]
+    assert all(isinstance(end, Succeeded) for end in ends)
+    assert [(task.replica_id, task.attempt) for task in replicas.tasks] == [("d1", 1), ("d2", 1)]
+    jobs.leave("d1")
+    assert await restarts(jobs) == 0
+
+
+async def test_what_it_could_not_finish_goes_elsewhere_and_is_no_loss(jobs: Dispatcher, replicas: Replicas) -> None:
+    job_id = await submitted(jobs)
+    for stopped in ("d1", "d2", "d3", "d4", "d5"):  # more often than a job may lose its replica
+        jobs.heartbeat(denoiser(stopped))
+        (held,) = await replicas.held_when(1)
+        jobs.heartbeat(denoiser(stopped, Phase.STOPPING))
+        await replicas.fail(held, ReplicaGone(stopped, killed=True))
+    jobs.heartbeat(denoiser("d6"))
+    (held,) = await replicas.held_when(1)
+    await replicas.finish(held)
+    assert isinstance(await last(jobs, job_id), Succeeded)
+    assert (await jobs.get(job_id)).attempt == 6
+    assert await restarts(jobs) == 0
+
+
+@pytest.mark.parametrize(
+    ("phase", "killed"), [(Phase.READY, False), (Phase.READY, True), (Phase.STOPPING, False), (Phase.LOST, True)]
+)
+async def test_one_that_dies_is_a_loss_still(phase: Phase, killed: bool, jobs: Dispatcher, replicas: Replicas) -> None:
+    """Withdrawn by Ray Serve, too: it does that with replicas of a node that is gone."""
+    job_id = await submitted(jobs)
+    (held,) = await replicas.settled()
+    jobs.heartbeat(denoiser("d1", phase))
+    await replicas.fail(held, ReplicaGone("d1", killed=killed))
+    assert await restarts(jobs) == 1
+    assert (await jobs.get(job_id)).attempt == 2
+
+
+async def test_what_was_said_before_the_last_word_and_arrives_after_it_is_ignored(jobs: Dispatcher) -> None:
+    jobs.leave("d1")
+    jobs.heartbeat(denoiser("d1"))
+    assert (await jobs.status()).denoisers == 0
+
+
+async def asleep(jobs: Dispatcher) -> None:
+    jobs.heartbeat(denoiser("d1"))
+    jobs.leave("d1")
+
+
+async def test_scaled_to_zero_it_takes_work_and_says_when_it_is_done(jobs: Dispatcher, replicas: Replicas) -> None:
+    await asleep(jobs)
+    status = await jobs.status()
+    assert (status.ready, status.phase, status.denoisers) == (True, "asleep", 0)
+    assert status.eta_seconds == WARMUP_S + PROCESS_S
+    job_id = await submitted(jobs)
+    eta = (await jobs.get(job_id)).eta_seconds
+    assert eta == pytest.approx(WARMUP_S + PROCESS_S + SOLO_S, abs=0.5)
+    jobs.heartbeat(denoiser("d2", Phase.LOADING))
+    assert (await jobs.status()).ready
+    assert await replicas.settled() == []
+    jobs.heartbeat(denoiser("d2"))
+    await replicas.finish((await replicas.settled())[0])
+    assert isinstance(await last(jobs, job_id), Succeeded)
+    assert (await jobs.status()).phase == "ready"
+
+
+async def test_a_deadline_before_the_first_replica_is_up_is_refused(jobs: Dispatcher) -> None:
+    await asleep(jobs)
+    with pytest.raises(Exception, match="the earliest feasible is 25"):
+        await jobs.submit(order(deadline_ms=2000))
+    await jobs.submit(order(deadline_ms=60_000))
+
+
+async def test_what_dies_is_not_asleep(jobs: Dispatcher, replicas: Replicas) -> None:
+    await submitted(jobs)
+    await replicas.fail((await replicas.settled())[0], ReplicaGone("d1"))
+    assert not (await jobs.status()).ready
+
+
+@pytest.mark.parametrize(("session", "ready"), [("session", True), ("another", False), ("", False)])
+async def test_the_next_dispatcher_of_the_same_ray_knows_who_sleeps(
+    session: str, ready: bool, replicas: Replicas, tmp_path: Path
+) -> None:
+    before = dispatcher_over(replicas, tmp_path)
+    await before.open("session")
+    beat(before)
+    await asleep(before)
+    await asyncio.sleep(0.1)
+    await before.close()
+    after = dispatcher_over(replicas, tmp_path)
+    await after.open(session)
+    after.heartbeat(ReplicaState(replica_id="t1", role="text_encoder", phase=Phase.READY))
+    assert ((await after.status()).ready, after._fleet.was_ready) == (ready, ready)
+    if ready:
+        job_id = await submitted(after)
+        events = after.watch(job_id)
+        queued = await anext(events)
+        assert isinstance(queued, Queued)
+        assert queued.eta_seconds == pytest.approx(WARMUP_S + PROCESS_S + SOLO_S, abs=0.5)
+    await after.close()
+
+
+def test_a_start_that_was_seen_counts_more_than_the_warm_up() -> None:
+    sleepers = Sleepers()
+    sleepers.awake("denoiser", 20.0, now=0.0)
+    assert sleepers.wait_s(0.0) == 0.0
+    sleepers.asleep("denoiser")
+    assert sleepers.wait_s(10.0) == 20.0 + PROCESS_S
+    sleepers.call(10.0, work=True)
+    sleepers.call(12.0, work=True)
+    assert sleepers.wait_s(14.0) == 20.0 + PROCESS_S - 4.0
+    assert sleepers.wait_s(99.0) == LEAST_S
+    sleepers.awake("denoiser", 20.0, now=40.0)
+    sleepers.asleep("denoiser")
+    assert sleepers.wait_s(50.0) == 30.0
+
+
+def test_nobody_waits_any_more() -> None:
+    sleepers = Sleepers()
+    sleepers.asleep("denoiser")
+    assert sleepers.wait_s(0.0) is None, "never measured"
+    sleepers.call(0.0, work=True)
+    sleepers.call(1.0, work=False)
+    sleepers.restore({"denoiser": 7.0})
+    assert sleepers.wait_s(100.0) == 7.0
+
+
+def test_who_was_given_calls_and_is_not_any_more_is_withdrawn() -> None:
+    roster = Roster()
+    assert not roster.withdrawn("a"), "it is starting"
+    roster.update(frozenset("ab"))
+    roster.update(frozenset("b"))
+    assert roster.withdrawn("a")
+    assert not roster.withdrawn("b")
+    roster.update(frozenset("bc"))
+    roster.update(frozenset("c"))
+    assert roster.withdrawn("a")
+    assert roster.withdrawn("b")
