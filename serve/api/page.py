@@ -107,8 +107,7 @@ def _answer(request: Request, name: str, caching: str) -> Response:
     file = files().get(name)
     if file is None:
         raise NotFound(f"no route GET {request.url.path[:128]}", hint="see /docs for the routes there are")
-    caching_of = {"ETag": file.tag, "Vary": "Accept, Accept-Encoding", "Cache-Control": caching}
-    headers = _HEADERS | caching_of | {"Content-Security-Policy": file.policy}
+    headers = _HEADERS | {
         "Content-Security-Policy": file.policy,
         "ETag": file.tag,
         "Vary": "Accept, Accept-Encoding",
