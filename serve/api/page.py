@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import hashlib
+import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -16,6 +18,7 @@ from serve.errors import NotFound
 
 FOLDER = Path(__file__).parent / "ui"
 INDEX = "index.html"
+STYLE = b'<link rel="stylesheet" href="./ui/style.css">'
 _TYPES = {
     ".html": "text/html; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
@@ -23,11 +26,11 @@ _TYPES = {
     ".svg": "image/svg+xml",
     ".txt": "text/plain; charset=utf-8",
 }
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'{}; img-src 'self' data: blob:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+)
 _HEADERS = {
-    "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
-        "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
-    ),
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
@@ -40,19 +43,22 @@ router = APIRouter(include_in_schema=False)
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """`packed` is `content` as gzip makes it."""
+    """`packed` is `content` as gzip makes it, `policy` its Content-Security-Policy."""
 
     content: bytes
     packed: bytes
     media_type: str
     tag: str
+    policy: str
 
 
 @cache
 def files() -> dict[str, File]:
     """By name; read once, as they change with the installation only. The page names the others with their version."""
     found = {path.name: path.read_bytes() for path in sorted(FOLDER.iterdir()) if path.suffix in _TYPES}
-    found[INDEX] = found[INDEX].replace(b"./ui/", f"./ui/{current()}/".encode())
+    style = found["style.css"].replace(b"url(", b"url(./ui/")
+    page = found[INDEX].replace(STYLE, b"<style>" + style + b"</style>")  # so that the first paint waits for nothing
+    found[INDEX] = page.replace(b"./ui/", f"./ui/{current()}/".encode())
     return {name: _file(name, content) for name, content in found.items()}
 
 
@@ -67,7 +73,14 @@ def current() -> str:
 
 def _file(name: str, content: bytes) -> File:
     packed = gzip.compress(content, mtime=0)
-    return File(content, packed, _TYPES[Path(name).suffix], f'W/"{hashlib.sha256(content).hexdigest()[:32]}"')
+    tag = f'W/"{hashlib.sha256(content).hexdigest()[:32]}"'
+    return File(content, packed, _TYPES[Path(name).suffix], tag, POLICY.format(_allowed(content)))
+
+
+def _allowed(content: bytes) -> str:
+    """The page's own style, by its hash: nothing else that stands in a page is let in."""
+    styles = re.findall(rb"<style>(.*?)</style>", content, re.DOTALL)
+    return "".join(f" 'sha256-{base64.b64encode(hashlib.sha256(style).digest()).decode()}'" for style in styles)
 
 
 @router.get("/")
@@ -94,7 +107,12 @@ def _answer(request: Request, name: str, caching: str) -> Response:
     file = files().get(name)
     if file is None:
         raise NotFound(f"no route GET {request.url.path[:128]}", hint="see /docs for the routes there are")
-    headers = _HEADERS | {"ETag": file.tag, "Vary": "Accept, Accept-Encoding", "Cache-Control": caching}
+    headers = _HEADERS | {
+        "Content-Security-Policy": file.policy,
+        "ETag": file.tag,
+        "Vary": "Accept, Accept-Encoding",
+        "Cache-Control": caching,
+    }
     if file.tag in request.headers.get("if-none-match", ""):
         return Response(status_code=304, headers=headers)
     if "gzip" in request.headers.get("accept-encoding", ""):

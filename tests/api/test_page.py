@@ -34,6 +34,9 @@ async def test_nothing_of_it_may_run_but_its_own_files(client):
     assert "default-src 'none'" in policy
     assert "script-src 'self';" in policy
     assert "unsafe" not in policy
+    page = (await client.get("/")).text
+    assert page.count("<style>") == 1
+    assert "'sha256-" in policy
     assert not re.search(r"<script(?![^>]* src=)|<style|\son\w+=|\sstyle=", (FOLDER / "index.html").read_text())
 
 
