@@ -94,3 +94,15 @@ async def test_who_leaves_while_the_answer_is_sent_harms_nobody(base_url, servic
     writer.transport.abort()
     assert status(await sent(base_url, f"Content-Length: {len(BODY)}", body=BODY)) == 200
     assert (await service.status()).ready
+
+
+async def test_a_connection_goes_on_after_head(base_url):
+    """What load generators ask first; a server that waits for the announced body would close it."""
+    host, port = base_url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(b"HEAD /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+    head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 30)
+    writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    rest = await asyncio.wait_for(reader.read(), 30)
+    writer.close()
+    assert status(head) == status(rest) == 200
