@@ -12,7 +12,7 @@ from pytriton.model_config import ModelConfig, Tensor
 from pytriton.triton import Triton, TritonConfig
 
 
-@batch
+@batch  # type: ignore[untyped-decorator]
 def echo(prompt: Any) -> dict[str, Any]:
     """A picture of one colour, which is the prompt's."""
     colours = [zlib.crc32(text[0]).to_bytes(4, "big")[:3] for text in prompt]
