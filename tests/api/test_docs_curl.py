@@ -27,7 +27,7 @@ async def shell(block: str, base_url: str, folder: Path, **known: str) -> str:
     return output
 
 
-@pytest.mark.parametrize("route", SECTIONS)
+@pytest.mark.parametrize("route", [route for route in SECTIONS if "/auth/oidc/" not in route])  # a browser's
 def test_every_route_has_one(route):
     method, path = route.split(" ")
     shown = re.escape(path).replace(r"\{id\}", r"[^/ \"'?]+")
