@@ -24,8 +24,7 @@ import numpy as np
 from deployments.denoiser import Denoiser
 from deployments.replica import Membership, replica_id
 from serve.assets.open import open_assets
-from serve.engine.engine import OnStep
-from serve.engine.flight import Drawn, Generation
+from serve.engine.flight import Drawn, Generation, OnStep
 from serve.engine.generator import Generator
 from serve.messages import Phase, ReplicaState, Span
 from serve.metrics.tally import Recorder

@@ -126,12 +126,6 @@ def wait_until_ready(way: Way, process: subprocess.Popen[bytes]) -> None:
     raise RuntimeError(f"{way.name} did not become ready")
 
 
-def free_ports() -> int:
-    """The first of three for Triton; the next two are taken as free."""
-    with socket_port() as port:
-        return port
-
-
 def run(python: str | None, ray: bool, rounds: int, requests: int) -> list[Measured]:
     measured = []
     with ExitStack() as stack:
@@ -139,14 +133,15 @@ def run(python: str | None, ray: bool, rounds: int, requests: int) -> list[Measu
         echo = (sys.executable, "-m", "benchmarks.echo", "--data")
         ways = []
         if python is not None:
-            port = free_ports()
-            command = (python, "benchmarks/triton_echo.py", "--port", str(port))
-            ways.append(enter(started("NVIDIA Triton", "echo", port, *command)))
+            port = enter(socket_port())
+            ways.append(
+                enter(started("NVIDIA Triton", "echo", port, python, "benchmarks/triton_echo.py", "--port", str(port)))
+            )
         ours: list[tuple[str, str, tuple[str, ...]]] = [("ours, one process", "one", ())]
         if ray:
             ours.append(("ours, Ray Serve", "ray", ("--ray",)))
         for name, folder, how in ours:
-            port = free_ports()
+            port = enter(socket_port())
             (data / folder).mkdir()
             command = (*echo, str(data / folder), "--port", str(port), *how)
             ways.append(enter(started(name, "z-image-turbo", port, *command)))
@@ -163,7 +158,7 @@ def run(python: str | None, ray: bool, rounds: int, requests: int) -> list[Measu
 def report(measured: list[Measured], rounds: int, requests: int) -> str:
     def middle(way: str, concurrency: int, figure: str) -> float:
         mine = [one for one in measured if (one.way, one.concurrency) == (way, concurrency)]
-        return statistics.median(getattr(one, figure) for one in mine)
+        return float(statistics.median(getattr(one, figure) for one in mine))
 
     ways = list(dict.fromkeys(one.way for one in measured))
     first = ways[0]

@@ -5,6 +5,7 @@ python -m locust -f loadtest/locustfile.py --host http://127.0.0.1:8000 --headle
 
 from __future__ import annotations
 
+import secrets
 import time
 from argparse import ArgumentParser
 from typing import Any
@@ -25,7 +26,8 @@ LOST, NO_SERVICE = 3, 4  # exit codes
 
 @events.init_command_line_parser.add_listener
 def options(parser: ArgumentParser) -> None:
-    parser.add_argument("--seed", type=int, default=1, help="of what is asked for")
+    seed = secrets.randbelow(10**6)
+    parser.add_argument("--seed", type=int, default=seed, help="of what is asked for")
     parser.add_argument("--pace", type=float, default=1.0, help="thinking takes so many times as long as people's")
     parser.add_argument("--meeting-s", type=float, default=60.0, help="a meeting ends every so many seconds")
     parser.add_argument("--settle-s", type=float, default=120.0, help="after the end, accepted jobs may take so long")
@@ -57,7 +59,7 @@ def settle(environment: Environment, **_: Any) -> None:
                 _look(session, f"{environment.host}/v1/jobs/{job_id}", job_id, keys)
             time.sleep(0.5)
     ledger.close()
-    print(ledger)
+    print(f"--seed {chosen.seed}: {ledger}")
     for job_id, why in ledger.lost.items():
         print(f"lost: {job_id}: {why}")
         events.request.fire(

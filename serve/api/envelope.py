@@ -40,7 +40,7 @@ class Envelope:
             if scope["type"] == "websocket":
                 await self._app(scope, receive, send)
                 return
-            sender = _Sender(send, request_id if self._echo else None, scope["method"] == "HEAD")
+            sender = _Sender(send, scope, request_id if self._echo else None)
             await self._call(_as_get(scope) if sender.bodyless else scope, receive, sender)
 
     async def _call(self, scope: Scope, receive: Receive, sender: _Sender) -> None:
@@ -55,15 +55,18 @@ class Envelope:
 
 
 class _Sender:
-    def __init__(self, send: Send, request_id: str | None, bodyless: bool) -> None:
+    def __init__(self, send: Send, scope: Scope, request_id: str | None) -> None:
         self._send = send
+        self._scope = scope
         self._request_id = request_id
-        self.bodyless = bodyless
+        self.bodyless = scope["method"] == "HEAD"
         self.started = False
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.started = True
+            if self.bodyless:
+                self._scope["method"] = "HEAD"  # the server would wait for the body that is announced
             headers = MutableHeaders(scope=message)
             headers["X-Content-Type-Options"] = "nosniff"
             if self._request_id is not None:

@@ -8,13 +8,14 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import structlog
 import torch
 
 from serve.adapters import AdapterFile
 from serve.engine.lora import Adapter, load
-from serve.errors import ConfigError, InvalidRequest
+from serve.errors import ConfigError, InvalidRequest, OutOfMemory
 from serve.messages import ReplicaState
 
 log = structlog.get_logger()
@@ -97,8 +98,13 @@ class Adapters:
             raise InvalidRequest(f"no adapter {name!r}", param="adapter", hint=f"there are: {there}")
         if name not in self._loading:
             self._loading[name] = asyncio.ensure_future(self._load(file))
-            self._loading[name].add_done_callback(lambda _: self._loading.pop(name, None))
+            self._loading[name].add_done_callback(partial(self._ended, name))
         await asyncio.shield(self._loading[name])
+
+    def _ended(self, name: str, loading: asyncio.Task[None]) -> None:
+        del self._loading[name]
+        if not loading.cancelled() and (error := loading.exception()) is not None:  # perhaps nobody waits any more
+            log.error("an adapter was not loaded", adapter=name, error=str(error))
 
     async def _load(self, file: AdapterFile) -> None:
         needed = self._bytes(file)
@@ -111,6 +117,9 @@ class Adapters:
             adapter = await loop.run_in_executor(self._thread, self.load, file)
             self._held[file.name] = _Held(adapter)
             log.info("adapter loaded", adapter=file.name, bytes=adapter.nbytes, seconds=round(loop.time() - began, 3))
+        except torch.OutOfMemoryError as error:
+            told = f"there is no memory for adapter {file.name!r} now"
+            raise OutOfMemory(told, hint="ask again later: something else may use the GPU's memory") from error
         finally:
             self._reserved -= needed
 

@@ -22,7 +22,9 @@ async def environment(*requirements: str) -> Path:
         await asyncio.to_thread(fcntl.flock, lock, fcntl.LOCK_EX)
         if not (folder / "installed").exists():
             await ran(sys.executable, "-m", "venv", "--clear", str(folder / "env"))
-            code, output = await ran(str(folder / "env/bin/python"), "-m", "pip", "install", "-q", *requirements)
+            code, output = await ran(
+                str(folder / "env/bin/python"), "-m", "pip", "install", "-q", *requirements, seconds=1800
+            )
             if code:
                 pytest.skip(f"pip install {' '.join(requirements)} fails here: {output.strip().splitlines()[-1]}")
             (folder / "installed").touch()

@@ -21,6 +21,7 @@ async def test_aiperf(base_url, tmp_path):
         *(str(aiperf / "aiperf"), "profile", "--model", MODEL, "--url", base_url),
         *("--endpoint-type", "image-generation", "--tokenizer", str(ROOT / "serve/engine/tiny/tokenizer")),
         *("--synthetic-input-tokens-mean", "8", "--request-count", "8", "--concurrency", "2", "--ui", "none"),
+        env={name: value for name, value in os.environ.items() if not name.startswith("HF_")},  # offline: no folder
         cwd=tmp_path,
         seconds=300,
     )

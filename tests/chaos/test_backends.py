@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import shlex
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -104,8 +107,7 @@ async def test_a_database_that_dies_and_starts_after_half_a_minute_costs_no_job(
     async with crowd_of(cluster.url, 8) as crowd:
         await asyncio.sleep(dice.uniform(0, 1))
         processes = cluster.database_processes()
-        command, folder = processes[0].cmdline(), cluster.postgresql
-        uids, gids = processes[0].uids().real, processes[0].gids().real
+        start = partial(started_again, processes[0].cmdline(), processes[0].uids().real, processes[0].gids().real)
         for process in processes:
             process.kill()
         psutil.wait_procs(processes, 20)
@@ -116,10 +118,14 @@ async def test_a_database_that_dies_and_starts_after_half_a_minute_costs_no_job(
                 assert (await client.get("/healthz")).status_code == 200
             await asyncio.sleep(AWAY_S)
         finally:
-            how = {"user": uids, "group": gids} if os.getuid() == 0 else {}
-            quiet = asyncio.subprocess.DEVNULL
-            await asyncio.create_subprocess_exec(
-                *command, cwd=folder, stdout=quiet, stderr=quiet, start_new_session=True, **how
-            )
+            await asyncio.to_thread(start, cluster.postgresql)
         await crowd.unharmed(undisturbed)
     await drawn(cluster.url)
+
+
+def started_again(command: list[str], user: int, group: int, folder: Path) -> None:
+    """As it was: `postgres -D FOLDER OPTIONS`."""
+    program, _, data, *options = command
+    who = {"user": user, "group": group} if os.getuid() == 0 else {}
+    pg_ctl = [str(Path(program).parent / "pg_ctl"), "start", "-w", "-D", data, "-o", shlex.join(options)]
+    subprocess.run(pg_ctl, cwd=folder, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **who)

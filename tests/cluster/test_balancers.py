@@ -25,6 +25,6 @@ async def test_a_job_its_events_and_the_probes_pass(kind: str, server: Server, t
         job = (await client.post("/v1/jobs", json={"prompt": "a cat", "size": "64x64"}, headers=hostile)).json()
         async with client.stream("GET", f"/v1/jobs/{job['id']}/events") as stream:
             events = [line async for line in stream.aiter_lines() if line.startswith("event:")]
-        assert events[-1] == "event: succeeded"
+        assert events[-1].endswith("succeeded")
         drawn = await client.post("/v1/images/generations", json={"prompt": "a cat", "size": "64x64"})
         assert drawn.status_code == 200

@@ -19,7 +19,7 @@ import yaml
 from tests.cluster.deploying import STATUS, deploy, of, run
 from tests.cluster.server import ROOT, Server
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.nightly]
 
 BODY = {"prompt": "a cat", "size": "64x64", "num_inference_steps": 8, "cache": "skip"}
 PRESET = {"name": "sticker", "title": {"en": "New", "zh": "New"}, "size": "64x64", "num_inference_steps": 2}

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import ZImagePipeline
+from diffusers import ZImageImg2ImgPipeline, ZImagePipeline
 from diffusers.loaders import ZImageLoraLoaderMixin
 
 from serve.messages import ImageRequest
 from serve.settings import EMBEDDED_FOLDER, Settings
 from tests import adapter_files
+from tests.exactness import inputs
 from tests.exactness.crowd import Crowd, Visitor
 
 TOLERANCE = 1  # of 255
@@ -57,14 +58,20 @@ def reference(files: dict[str, Path]) -> Callable[[ImageRequest], np.ndarray]:
         for name, path in files.items():
             pipe.load_lora_weights(str(path), adapter_name=name)
 
+    from_picture: Any = ZImageImg2ImgPipeline(**pipe.components)
+    from_picture.set_progress_bar_config(disable=True)
+
     def draw(request: ImageRequest) -> np.ndarray:
+        kind, begins_with = pipe, {}
+        if request.image is not None:
+            kind, begins_with = from_picture, {"image": inputs.opened(request.image), "strength": request.strength}
         if request.adapter is None:
             pipe.disable_lora()
         else:
             pipe.enable_lora()
             pipe.set_adapters(request.adapter, request.adapter_scale)
         return np.asarray(
-            pipe(
+            kind(
                 request.prompt,
                 negative_prompt=request.negative_prompt,
                 height=request.height,
@@ -72,6 +79,7 @@ def reference(files: dict[str, Path]) -> Callable[[ImageRequest], np.ndarray]:
                 num_inference_steps=request.steps,
                 guidance_scale=request.guidance,
                 generator=torch.Generator().manual_seed(request.seed),
+                **begins_with,
             ).images[0]
         )
 
@@ -130,3 +138,13 @@ def test_diffusers_still_reads_files_as_we_expect(files: dict[str, Path]) -> Non
     for path in files.values():
         keys = ZImageLoraLoaderMixin.lora_state_dict(str(path.parent), weight_name=path.name)
         assert all(key.startswith("transformer.") and ".lora_" in key for key in keys)
+
+
+@pytest.mark.parametrize("name", ["blueprint", "everywhere"])
+def test_a_picture_that_begins_with_another_equals_diffusers_too(
+    crowd: Crowd, reference: Callable[[ImageRequest], np.ndarray], name: str
+) -> None:
+    asked = request(3, name, image=inputs.picture(1, 64, 96), strength=0.9)
+    (picture,) = crowd.serve([Visitor(asked)])
+    assert picture is not None
+    assert off(picture, reference(asked)) <= TOLERANCE

@@ -84,6 +84,7 @@ class TransformerOn:
 class DecoderOn:
     def __init__(self, decoder: Decoder, card: Card) -> None:
         self._decoder, self._card = decoder, card
+        self.encoder = decoder.encoder
 
     def launch_preview(self, latents: Tensor) -> Tensor:
         return self._decoder.launch_preview(latents)

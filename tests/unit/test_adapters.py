@@ -18,7 +18,7 @@ from serve.adapters import AdapterFile, check_files, open_files
 from serve.engine.adapters import Adapters
 from serve.engine.lora import Adapter, load
 from serve.engine.schedule import Batcher, Entry, Shape
-from serve.errors import ConfigError, InvalidRequest, WeightsError
+from serve.errors import ConfigError, InvalidRequest, OutOfMemory, WeightsError
 from serve.jobs.cache import key_of
 from serve.jobs.fleet import Fleet
 from serve.messages import ImageRequest, Phase, ReplicaState
@@ -227,6 +227,15 @@ async def test_a_load_that_fails_fails_only_those_who_wait_and_is_tried_again(lo
     with pytest.raises(WeightsError, match="broken"):
         await use(adapters, "a")
     assert (await use(adapters, "a")).name == "a"
+
+
+async def test_without_memory_its_requests_are_told_so() -> None:
+    def full(file: AdapterFile) -> Adapter:
+        raise torch.OutOfMemoryError
+
+    adapters = Adapters({"a": file_of("a")}, full, budget=10, item_bytes=1)
+    with pytest.raises(OutOfMemory, match="no memory for adapter 'a'"):
+        await use(adapters, "a")
 
 
 async def test_an_unknown_one_is_told_with_those_there_are(adapters: Adapters) -> None:

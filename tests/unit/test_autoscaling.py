@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from ray import cloudpickle
 
@@ -41,11 +41,13 @@ def followed(demands: list[Demand], bounds: Bounds = BOUNDS, pace: Pace = PACE, 
     return targets
 
 
+@settings(deadline=None)
 @given(st.lists(demands, min_size=1, max_size=30), bounds, paces)
 def test_never_outside_of_the_bounds(demands: list[Demand], bounds: Bounds, pace: Pace) -> None:
     assert all(bounds.least <= target <= bounds.most for target in followed(demands, bounds, pace))
 
 
+@settings(deadline=None)
 @given(st.lists(demands, max_size=20), demands, st.floats(0, 10_000), st.integers(0, 100), bounds, paces)
 def test_more_work_never_means_fewer_replicas(
     before: list[Demand], demand: Demand, more_s: float, more: int, bounds: Bounds, pace: Pace
@@ -55,12 +57,14 @@ def test_more_work_never_means_fewer_replicas(
     assert followed([*before, greater], bounds, pace)[-1] >= followed([*before, demand], bounds, pace)[-1]
 
 
+@settings(deadline=None)
 @given(st.floats(1, 10_000))
 def test_a_burst_is_answered_by_the_first_decision(backlog_s: float) -> None:
     needed = min(-(-backlog_s // PACE.drain_s), BOUNDS.most)
     assert followed([work(0)] * 5 + [work(backlog_s)])[-1] >= needed
 
 
+@settings(deadline=None)
 @given(st.integers(2, int(PACE.quiet_s)), st.floats(10, 1000), st.floats(0, 8), st.integers(0, 3))
 def test_a_sawtooth_moves_nothing_once_it_is_known(period: int, height_s: float, busy: float, phase: int) -> None:
     teeth = [work(height_s * ((tick + phase) % period) / period, busy) for tick in range(period * (1200 // period))]
@@ -71,6 +75,7 @@ def test_a_sawtooth_moves_nothing_once_it_is_known(period: int, height_s: float,
     assert len(set(targets[600:])) == 1
 
 
+@settings(deadline=None)
 @given(st.integers(31, 240), st.integers(1, 200))
 def test_replicas_are_given_up_only_after_the_quiet_time(backlog_s: int, quiet_ticks: int) -> None:
     high = followed([work(backlog_s)])[-1]
@@ -101,6 +106,7 @@ def test_to_zero_and_back() -> None:
     assert followed([work(0)] * 10 + [work(0.5)], none, begun=0)[-1] == 1
 
 
+@settings(deadline=None)
 @given(demands)
 def test_demand_crosses_ray_as_numbers(demand: Demand) -> None:
     numbers = told("denoiser", demand)
