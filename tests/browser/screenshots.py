@@ -54,14 +54,26 @@ async def main(folder: Path) -> None:
             await expect(page.locator(".card.running .preview").first).to_be_visible()
             await shoot(page, folder / "page.webp")
             await expect(page.locator(".card.succeeded")).to_have_count(len(PROMPTS) + 2, timeout=300_000)
-            await paused_queue(page, folder)
-            await refused(page, folder)
-            await kept(page, folder)
-            await on_a_phone(page, folder)
+            await shoot_others(page, folder)
+            await page.get_by_role("button", name="Gallery").click()
+            await page.wait_for_timeout(1500)
+            await shoot(page, folder / "page-gallery.webp")
+            await page.locator(".tile button").nth(5).click()
+            await page.wait_for_timeout(500)
+            await shoot(page, folder / "page-details.webp")
+            await page.keyboard.press("Escape")
+            await page.get_by_role("button", name="Make").click()
+            await page.get_by_label("Colours").click()
+            await page.get_by_label("Colours").click()
+            await page.get_by_role("button", name="中文").click()
+            await page.set_viewport_size({"width": 390, "height": 844})
+            await page.wait_for_timeout(500)
+            await shoot(page, folder / "page-phone.webp")
         await browser.close()
 
 
-async def paused_queue(page: Page, folder: Path) -> None:
+async def shoot_others(page: Page, folder: Path) -> None:
+    """What an operator sees, an error, and a picture to begin with."""
     await page.get_by_role("button", name="Admin").click()
     await page.get_by_role("button", name="Pause").click()
     await page.get_by_role("button", name="Make").click()
@@ -71,9 +83,6 @@ async def paused_queue(page: Page, folder: Path) -> None:
     await shoot(page, folder / "page-admin.webp")
     await page.get_by_role("button", name="Resume").click()
     await page.get_by_role("button", name="Make").click()
-
-
-async def refused(page: Page, folder: Path) -> None:
     await page.locator(".card").nth(3).locator("button.cell").click()
     await page.get_by_role("button", name="Begin with it").click()
     await page.get_by_label("Width").fill("1000")
@@ -82,26 +91,6 @@ async def refused(page: Page, folder: Path) -> None:
     await shoot(page, folder / "page-error.webp")
     await page.get_by_role("button", name="Begin with nothing").click()
     await page.get_by_role("group", name="Size").get_by_text("1:1").click()
-
-
-async def kept(page: Page, folder: Path) -> None:
-    await page.get_by_role("button", name="Gallery").click()
-    await page.wait_for_timeout(1500)
-    await shoot(page, folder / "page-gallery.webp")
-    await page.locator(".tile button").nth(5).click()
-    await page.wait_for_timeout(500)
-    await shoot(page, folder / "page-details.webp")
-    await page.keyboard.press("Escape")
-
-
-async def on_a_phone(page: Page, folder: Path) -> None:
-    await page.get_by_role("button", name="Make").click()
-    await page.get_by_label("Colours").click()
-    await page.get_by_label("Colours").click()
-    await page.get_by_role("button", name="中文").click()
-    await page.set_viewport_size({"width": 390, "height": 844})
-    await page.wait_for_timeout(500)
-    await shoot(page, folder / "page-phone.webp")
 
 
 async def shoot(page: Page, path: Path) -> None:
