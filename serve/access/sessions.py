@@ -26,7 +26,8 @@ class Sessions:
         """A cookie's value and when it expires: never after what the caller came in with."""
         expires = min(time.time() + self.ttl_s, caller.expires_at or float("inf"))
         said = {"u": caller.user, "r": caller.role, "v": caller.via, "k": caller.key_id, "e": expires}
-        payload = base64.urlsafe_b64encode(json.dumps(said, separators=(",", ":")).encode()).decode()
+        padded = base64.urlsafe_b64encode(json.dumps(said, separators=(",", ":")).encode()).decode()
+        payload = padded.rstrip("=")  # which a cookie would have to quote
         return f"{payload}.{self._signature('session', payload)}", expires
 
     def read(self, cookie: str) -> dict[str, Any] | None:
@@ -36,7 +37,7 @@ class Sessions:
             return None
         if not hmac.compare_digest(self._signature("session", payload), signature):
             return None
-        said: dict[str, Any] = json.loads(base64.urlsafe_b64decode(payload))
+        said: dict[str, Any] = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
         return said if time.time() < said["e"] else None
 
     def csrf_token(self, cookie: str) -> str:

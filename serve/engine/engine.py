@@ -19,16 +19,15 @@ import torch
 from torch import Tensor
 
 from serve.engine.ahead import Ahead, Instant, instant
+from serve.engine.boarding import board
 from serve.engine.decode import Decoder
 from serve.engine.flight import Drawn, Flight, Generation, OnStep, Outcome
 from serve.engine.forward import Transformer, velocities
 from serve.engine.memory import Memory
 from serve.engine.pixels import Pixels
-from serve.engine.reference import begin
-from serve.engine.schedule import Entry, Policy, Shape
+from serve.engine.schedule import Policy
 from serve.engine.stepping import Moved, Step
 from serve.engine.turns import Turn, Turns
-from serve.engine.zimage import pad_length
 from serve.errors import DeadlineExceeded, DeviceLost, OutOfMemory, ZImageError
 from serve.messages import Phase, ReplicaState, Span
 from serve.metrics.tally import Recorder
@@ -192,37 +191,15 @@ class Engine:
         self.memory.release(encoding)
 
     def _board(self, command: _Admit) -> Flight:
-        g = command.generation
-        embeddings = [g.embedding] if g.negative is None else [g.embedding, g.negative]
-        adapter = None if g.adapter is None else (g.adapter.name, g.adapter_scale)
-        shape = Shape(g.height, g.width, tuple(pad_length(len(embedding)) for embedding in embeddings), adapter)
-        self.memory.check(shape)
-        if g.reference is not None:
-            self.memory.check_input(g.width, g.height)
-        extension = None if g.adapter is None else self.transformer.extend(g.adapter, g.adapter_scale)
-        captions = [self.transformer.caption(embedding, extension) for embedding in embeddings]
-        schedule = self.transformer.schedule(g.steps, (g.height // 16) * (g.width // 16), extension)
-        entry = Entry(g.id, shape, g.steps_taken, self.clock(), g.deadline, g.alone)
-        begun = begin(
-            g.reference,
-            lambda: self.transformer.noise(g.seed, g.height, g.width),
-            lambda reference: self.decoder.encoder.begin(reference, g.seed, schedule.sigmas[g.skipped]),
-            self.memory.free,
-        )
-        flight = Flight(
-            g,
-            entry,
-            captions,
-            schedule,
-            begun.latents,
+        return board(
+            command.generation,
             command.outcome,
             command.on_step,
-            g.skipped,
-            begun.kept,
-            extension,
+            transformer=self.transformer,
+            decoder=self.decoder,
+            memory=self.memory,
+            now=self.clock(),
         )
-        flight.take_only_needed()
-        return flight
 
     def _drop_expired(self) -> None:
         now = self.clock()

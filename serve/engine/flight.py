@@ -14,8 +14,8 @@ from serve.engine.guidance import Guidance
 from serve.engine.lora import Adapter, Extension
 from serve.engine.pixels import Pixels
 from serve.engine.reference import Kept, Reference
-from serve.engine.schedule import Entry
-from serve.engine.zimage import Caption, Row, Schedule, unpatchify
+from serve.engine.schedule import Entry, Shape
+from serve.engine.zimage import Caption, Row, Schedule, pad_length, unpatchify
 from serve.messages import Span
 
 OnStep = Callable[[int, Pixels | None], None]
@@ -52,6 +52,17 @@ class Generation:
     @property
     def steps_taken(self) -> int:
         return self.steps - self.skipped
+
+    @property
+    def embeddings(self) -> list[Tensor]:
+        """One for each of its rows in a step."""
+        return [self.embedding] if self.negative is None else [self.embedding, self.negative]
+
+    @property
+    def shape(self) -> Shape:
+        """Pictures of one shape may share a step."""
+        adapter = None if self.adapter is None else (self.adapter.name, self.adapter_scale)
+        return Shape(self.height, self.width, tuple(pad_length(len(rows)) for rows in self.embeddings), adapter)
 
 
 @dataclass(frozen=True, slots=True)

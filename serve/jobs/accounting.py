@@ -28,6 +28,7 @@ from serve.metrics.tally import Deduplicated
 
 SLO_ALPHAS = (3, 5)  # times the seconds that a job takes on an idle service
 _ENDS = ("succeeded", "failed", "canceled", "expired")
+_ALERTED = ("queue_full", "unavailable", "store_unavailable", "store_full")
 _MISSED = {"queue_full", "deadline_infeasible"}
 
 
@@ -168,6 +169,8 @@ class Accounting:
             count("zimage_cancellations_total", phase, by=0)
         for deployment in DEPLOYMENTS.values():
             count("zimage_replica_restarts_total", deployment, by=0)
+        for reason in _ALERTED:
+            count("zimage_refusals_total", reason, by=0)
         for result in ("hit", "miss", "join", "skip"):
             count("zimage_cache_requests_total", result, by=0)
         for outcome in ("delivered", "pending", "failed"):

@@ -1,5 +1,7 @@
 """Every shell block of docs/api.md is run as it stands there, and every route has one."""
 
+import base64
+import io
 import json
 import os
 import re
@@ -8,6 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 import pytest_asyncio
+from PIL import Image
 
 from tests.api.environments import ran
 
@@ -46,11 +49,19 @@ def _method(block: str) -> str:
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def known(http) -> dict[str, str]:
-    """A job that has ended, and its picture."""
-    body = {"prompt": "a red fox", "num_inference_steps": 1}
+    """A job that has ended, what it began with, and its picture."""
+    begin = base64.b64encode(picture()).decode()
+    body = {"prompt": "a red fox", "num_inference_steps": 1, "image": begin, "strength": 1}
     job = (await http.post("/v1/jobs", json=body, headers={"Prefer": "wait=60"})).json()
     [image] = job["result"]["images"]
-    return {"ID": job["id"], "URL": image["url"], "ASSET_ID": image["asset_id"]}
+    input_id = job["request"]["image"].removeprefix("input:")
+    return {"ID": job["id"], "URL": image["url"], "ASSET_ID": image["asset_id"], "INPUT_ID": input_id}
+
+
+def picture(alpha: int = 255) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGBA", (64, 64), (220, 90, 30, alpha)).save(file, "PNG")
+    return file.getvalue()
 
 
 @pytest.mark.parametrize("block", OPEN, ids=lambda block: re.sub(r"\W+", "-", block.split("8000")[-1])[:60])
@@ -58,6 +69,9 @@ async def test_a_block_works(base_url, http, tmp_path, known, block):
     if "confirm=17" in block:
         counted = await http.delete("/v1/assets", params={"all": True, "confirm": 0})
         block = block.replace("confirm=17", re.search(r"confirm=[0-9]+", counted.json()["error"]["hint"])[0])
+    if "@fox.png" in block:
+        (tmp_path / "fox.png").write_bytes(picture())
+        (tmp_path / "mask.png").write_bytes(picture(alpha=0))
     try:
         output = await shell(block, base_url, tmp_path, **known)
     finally:

@@ -174,7 +174,10 @@ async def test_a_picture_without_settings_becomes_the_one_to_begin_with(page):
     assert await card.locator("img").evaluate(shape) == [96, 64]
     await page.get_by_role("button", name="Begin with nothing").click()
     assert "image" not in await sent_by(page, lambda: draw(page, "a fox"))
-    await page.locator(".card").nth(1).get_by_role("button", name="Use these settings").click()
+    foxes = page.locator(".card:has(.state.succeeded)", has_text="a fox")
+    await expect(foxes).to_have_count(2)
+    await foxes.last.get_by_role("button", name="Use these settings").click()
+    await expect(page.get_by_role("img", name="The picture to begin with")).to_be_visible()
     again = await sent_by(page, lambda: page.get_by_role("button", name="Draw").click())
     assert again["image"].startswith("input:")
     assert again["strength"] == 0.35

@@ -44,7 +44,7 @@ async def test_a_full_disk_of_pictures_refuses_new_ones_and_shows_the_old(
     disks: Service, dice: random.Random, round: int
 ) -> None:
     kept = (await ask(disks.url)).json()["data"][0]["url"]
-    async with crowd_of(disks.url, 6) as crowd:
+    async with crowd_of(disks.url, 24) as crowd:
         with filled(disks.pictures, leaving=dice.choice((0, 1 << 20))):
             well_explained(await ask(disks.url), 507, "store_full")
             assert (await picture(disks.url, kept)).status_code == 200
@@ -58,7 +58,7 @@ async def test_a_full_disk_of_the_job_store_loses_no_accepted_job(
     disks: Service, dice: random.Random, undisturbed: Undisturbed, round: int
 ) -> None:
     """What a write-ahead log has room for is still accepted."""
-    async with crowd_of(disks.url, 6) as crowd:
+    async with crowd_of(disks.url, 24) as crowd:
         with filled(disks.data, leaving=0):
             fed = asyncio.create_task(crowd.submit(12))
             await asyncio.sleep(dice.uniform(1, 3))
@@ -71,7 +71,7 @@ async def test_a_full_disk_of_the_job_store_loses_no_accepted_job(
 
 async def test_a_read_only_store_refuses_before_any_work(disks: Service, dice: random.Random, round: int) -> None:
     kept = (await ask(disks.url)).json()["data"][0]["url"]
-    async with crowd_of(disks.url, 6) as crowd, read_only(disks.pictures):
+    async with crowd_of(disks.url, 24) as crowd, read_only(disks.pictures):
         well_explained(await ask(disks.url), 503, "store_unavailable")
         assert (await picture(disks.url, kept)).status_code == 200
         jobs = await crowd.settled()

@@ -21,7 +21,7 @@ from ray.serve.schema import ServeDeploySchema
 from tests.cluster.server import ROOT, free_port
 from tests.stores.conftest import new_database
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.nightly]
 
 NODE = {"num_cpus": 8, "object_store_memory": 10**8}
 QUIET_S = 6.0
@@ -103,15 +103,15 @@ def test_replicas_follow_the_work_over_two_nodes(
     with httpx.Client(base_url=url, timeout=60) as client:
         wait_until(lambda: answers(client), 90, "the service is ready")
         assert len(denoisers()) == 1
-        jobs = [submit(client, number) for number in range(60)]
-        wait_until(lambda: len(set(denoisers())) == 2, 30, "a Denoiser on each node")
-        wait_until(lambda: ready_denoisers(client) == 2, 30, "both are ready")
+        jobs = [submit(client, number) for number in range(150)]
+        wait_until(lambda: len(set(denoisers())) == 2, 60, "a Denoiser on each node")
+        wait_until(lambda: ready_denoisers(client) == 2, 90, "both are ready")
         (lost,) = [node for node in cluster.worker_nodes if node.node_id == second]
         wait_until(lambda: placed_on(client, 2), 30, "both draw")
         cluster.remove_node(lost, allow_graceful=False)
         wait_until(lambda: second not in denoisers(), 30, "the second node is gone")
         cluster.add_node(**NODE, resources={"gpu_like": 1})
-        jobs += [submit(client, number) for number in range(60, 140)]
+        jobs += [submit(client, number) for number in range(150, 230)]
         wait_until(lambda: ready_denoisers(client) == 2, 60, "the node that came instead is used")
         asyncio.run(all_succeed(url, jobs))
         wait_until(lambda: ready_denoisers(client) == 1, 60, "quiet takes one back")
@@ -148,7 +148,7 @@ def replicas(client: httpx.Client) -> list[dict[str, Any]]:
 
 
 async def all_succeed(url: str, jobs: list[str]) -> None:
-    async with httpx.AsyncClient(base_url=url, timeout=60) as client, asyncio.timeout(120):
+    async with httpx.AsyncClient(base_url=url, timeout=60) as client, asyncio.timeout(300):
         for job_id in jobs:
             while (job := (await client.get(f"/v1/jobs/{job_id}")).json())["status"] not in ("succeeded", "failed"):
                 await asyncio.sleep(0.2)

@@ -11,7 +11,7 @@ import pytest
 
 from tests.cluster.server import ROOT, free_port
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.nightly]
 BASELINES = ROOT / ".venv-baselines/bin/python"
 
 

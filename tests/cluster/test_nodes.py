@@ -54,6 +54,7 @@ def test_several_nodes_need_a_database_and_a_shared_folder(cluster: Cluster, tmp
     build(Settings(data=tmp_path, database="postgresql+psycopg://db/jobs", shared_data=True))
 
 
+@pytest.mark.nightly
 def test_a_node_that_joins_later_is_not_used_and_is_told_of(cluster: Cluster, tmp_path: Path) -> None:
     home = ray.get_runtime_context().get_node_id()
     serve.start(proxy_location="Disabled")
