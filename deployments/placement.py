@@ -30,7 +30,10 @@ ROSTER = Roster()  # of this process: Ray Serve makes the routers
 
 
 class PlacedRouter(RequestRouter):  # type: ignore[misc]
-    """Calls whose first argument is a Task go to `task.replica_id`; all others, or when it is gone, to any replica."""
+    """Calls whose first argument is a Task go to `task.replica_id`, as soon as Ray Serve knows it.
+
+    All others go to any replica, and so do those of one that is gone, which is found out there.
+    """
 
     def update_replicas(self, replicas: list[RunningReplica]) -> None:
         super().update_replicas(replicas)
@@ -45,7 +48,9 @@ class PlacedRouter(RequestRouter):  # type: ignore[misc]
         task = pending_request.args[0] if pending_request.args else None
         if isinstance(task, Task):
             placed = [replica for replica in candidate_replicas if replica.replica_id.unique_id == task.replica_id]
-            return [placed or candidate_replicas]
+            if placed or ROSTER.withdrawn(task.replica_id):
+                return [placed or candidate_replicas]
+            return []  # it has told the Dispatcher of itself before Ray Serve tells of it: to be asked again
         return [candidate_replicas]
 
     def _get_pending_request_matching_metadata(self, request_metadata: object = None) -> PendingRequest | None:

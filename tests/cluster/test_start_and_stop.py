@@ -44,6 +44,7 @@ def test_a_killed_server_leaves_nothing_and_starts_again(tmp_path: Path):
     again.wait_until(lambda: running(session) == [], 10, "nothing is left")
 
 
+@pytest.mark.nightly
 def test_jobs_go_on_after_a_stop_and_none_is_blamed(tmp_path: Path):
     server = Server.start(tmp_path)
     body = {"prompt": "a cat", "size": "256x256", "num_inference_steps": 25, "guidance_scale": 2}
