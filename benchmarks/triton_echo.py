@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from pytriton.decorators import batch
 from pytriton.model_config import ModelConfig, Tensor
-from pytriton.triton import Triton, TritonConfig
+from pytriton.triton import Triton, TritonConfig, TritonSecurityConfig
 
 
 @batch  # type: ignore[untyped-decorator]
@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, required=True)
     port = parser.parse_args().port
     config = TritonConfig(http_port=port, grpc_port=port + 1, metrics_port=port + 2, http_address="127.0.0.1")
-    with Triton(config=config) as triton:
+    with Triton(config=config, security_config=TritonSecurityConfig(access_token="benchmark")) as triton:
         triton.bind(
             model_name="echo",
             infer_func=echo,
