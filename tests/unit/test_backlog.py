@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -13,23 +11,9 @@ from serve.jobs.backlog import Backlog
 from serve.jobs.dispatcher import Dispatcher
 from serve.jobs.fleet import Fleet
 from serve.messages import Generated, StoredImage, TaskStepped
-from tests.unit.replicas import SLOTS, STEP_S, Replicas, beat, dispatcher_over, order, submitted
+from tests.unit.replicas import SLOTS, STEP_S, Replicas, beat, order, submitted
 
 SOLO_S = 8 * STEP_S
-
-
-@pytest.fixture
-def replicas() -> Replicas:
-    return Replicas()
-
-
-@pytest.fixture
-async def jobs(replicas: Replicas, tmp_path: Path) -> AsyncIterator[Dispatcher]:
-    dispatcher = dispatcher_over(replicas, tmp_path)
-    await dispatcher.open()
-    beat(dispatcher)
-    yield dispatcher
-    await dispatcher.close()
 
 
 async def test_what_waits_and_what_runs_counts(jobs: Dispatcher, replicas: Replicas) -> None:

@@ -4,31 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
 from serve.jobs.dispatcher import Dispatcher
 from serve.messages import Queued, Succeeded
-from tests.unit.replicas import SLOTS, Replicas, beat, dispatcher_over, last, submitted
+from tests.unit.replicas import SLOTS, Replicas, last, submitted
 
 DAY_S = 86_400.0
 pytestmark = pytest.mark.parametrize("jump_s", [-DAY_S, DAY_S])
-
-
-@pytest.fixture
-def replicas() -> Replicas:
-    return Replicas()
-
-
-@pytest.fixture
-async def jobs(replicas: Replicas, tmp_path: Path) -> AsyncIterator[Dispatcher]:
-    dispatcher = dispatcher_over(replicas, tmp_path)
-    await dispatcher.open()
-    beat(dispatcher)
-    yield dispatcher
-    await dispatcher.close()
 
 
 def jump(seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:

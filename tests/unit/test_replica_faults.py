@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -13,23 +11,9 @@ from serve.errors import DeviceLost, TooLargeForMemory
 from serve.jobs.deadlines import FACTOR
 from serve.jobs.dispatcher import Dispatcher
 from serve.messages import Phase, Priority, ReplicaState, Submission, Succeeded
-from tests.unit.replicas import SLOTS, STEP_S, TIMES, Replicas, beat, dispatcher_over, last, order, submitted
+from tests.unit.replicas import SLOTS, STEP_S, TIMES, Replicas, last, order, submitted
 
 SOLO_S = 8 * STEP_S
-
-
-@pytest.fixture
-def replicas() -> Replicas:
-    return Replicas()
-
-
-@pytest.fixture
-async def jobs(replicas: Replicas, tmp_path: Path) -> AsyncIterator[Dispatcher]:
-    dispatcher = dispatcher_over(replicas, tmp_path)
-    await dispatcher.open()
-    beat(dispatcher)
-    yield dispatcher
-    await dispatcher.close()
 
 
 def denoiser(id: str, **changes: object) -> ReplicaState:
