@@ -1,5 +1,6 @@
 """From a prompt to the picture, and what is said on the way."""
 
+import asyncio
 import base64
 import io
 import re
@@ -164,23 +165,40 @@ async def test_a_picture_without_settings_becomes_the_one_to_begin_with(page):
     await page.locator("input[type=file]").set_input_files(file)
     await expect(page.get_by_role("img", name="The picture to begin with")).to_be_visible()
     await page.get_by_role("slider", name="How much may change").fill("0.35")
-    sent = await sent_by(page, lambda: draw(page, "a fox"))
+    sent = await sent_by(page, lambda: draw(page, "a fox and its picture"))
     assert sent["image"] == "data:image/png;base64," + base64.b64encode(picture.getvalue()).decode()
     assert (sent["strength"], "size" in sent) == (0.35, False)
     card = page.locator(".card").first
-    await expect(card).to_contain_text("a fox")
+    await expect(card).to_contain_text("a fox and its picture")
     await expect(card.locator(".state.succeeded")).to_be_visible()
     shape = "image => image.decode().then(() => [image.naturalWidth, image.naturalHeight])"
     assert await card.locator("img").evaluate(shape) == [96, 64]
     await page.get_by_role("button", name="Begin with nothing").click()
-    assert "image" not in await sent_by(page, lambda: draw(page, "a fox"))
-    foxes = page.locator(".card:has(.state.succeeded)", has_text="a fox")
+    assert "image" not in await sent_by(page, lambda: draw(page, "a fox and its picture"))
+    foxes = page.locator(".card:has(.state.succeeded)", has_text="a fox and its picture")
     await expect(foxes).to_have_count(2)
     await foxes.last.get_by_role("button", name="Use these settings").click()
     await expect(page.get_by_role("img", name="The picture to begin with")).to_be_visible()
     again = await sent_by(page, lambda: page.get_by_role("button", name="Draw").click())
     assert again["image"].startswith("input:")
     assert again["strength"] == 0.35
+
+
+async def test_a_picture_brought_before_the_page_knows_the_model_is_taken(page):
+    met = []
+
+    async def slow_once(route):
+        met.append(route)
+        await asyncio.sleep(1 if len(met) == 1 else 0)
+        await route.continue_()
+
+    await page.route("**/v1/models", slow_once)
+    await page.reload()
+    picture = io.BytesIO()
+    Image.new("RGB", (96, 64), "red").save(picture, "PNG")
+    file = {"name": "red.png", "mimeType": "image/png", "buffer": picture.getvalue()}
+    await page.locator("input[type=file]").set_input_files(file)
+    await expect(page.get_by_role("img", name="The picture to begin with")).to_be_visible()
 
 
 async def test_a_picture_with_settings_may_be_either(page, base_url):
@@ -217,5 +235,6 @@ async def test_a_picture_of_the_gallery_is_begun_with_by_its_id(page, base_url):
 async def test_a_file_that_is_no_picture_is_refused_with_a_reason(page):
     file = {"name": "x.png", "mimeType": "image/png", "buffer": b"\x89PNG\r\n\x1a\n"}
     await page.locator("input[type=file]").set_input_files(file)
+    await expect(page.locator(".reference")).to_be_visible()
     await draw(page, "a fox")
     await expect(page.locator(".make .error")).to_contain_text("This value is not accepted (The picture to begin with)")

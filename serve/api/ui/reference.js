@@ -2,6 +2,7 @@
 import { html } from "./preact.js";
 import { BASE, local } from "./api.js";
 import { settingsOf } from "./embedded.js";
+import { loadCatalog } from "./live.js";
 import { Dialog, IconButton, failed } from "./parts.js";
 import { EMPTY, setForm, state, toast, update, use } from "./store.js";
 import { size, t, useLang } from "./texts.js";
@@ -38,6 +39,7 @@ async function beginWith(file) {
 
 export async function bring(file) {
   const settings = await settingsOf(file).catch(() => null);
+  if (!state.model) await loadCatalog(); // brought before the page knew whether pictures are taken
   if (settings && taken()) return update({ brought: { file, settings, url: URL.createObjectURL(file) } });
   if (settings) return load(settings);
   return taken() ? beginWith(file) : toast(t("no_settings"));
