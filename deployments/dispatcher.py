@@ -36,7 +36,7 @@ from serve.messages import (
     Tally,
     TaskReport,
 )
-from serve.metrics.statistics import Statistics
+from serve.metrics.statistics import ModelStatistics
 from serve.quota import Usage
 from serve.settings import Settings
 
@@ -85,7 +85,7 @@ class Dispatcher:
         self._jobs.counted(gateway_id, tally)
         return *await self._outboxes.poll(gateway_id, epoch, acknowledged, left, POLL_S), self._announced
 
-    async def statistics(self) -> Statistics:
+    async def statistics(self) -> dict[str, ModelStatistics]:
         return await self._jobs.statistics()
 
     async def metrics(self, gateway_id: str, tally: Tally | None) -> str:

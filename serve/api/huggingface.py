@@ -33,7 +33,7 @@ async def text_to_image(request: Request, door: TheDoor) -> Response:
     beside = [name for name in content if name not in _OWN]
     beside += [name for name in _FROM_TEXT if name in (content.get("parameters") or {})]
     order = resolve(door, body, unknown + beside, accepted)
-    await door.check_room()
+    await door.check_room(order.request.model)
     done = await unless_gone(request.receive, finished(door, order))
     return await raw_answer(door, order, done)
 

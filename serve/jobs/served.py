@@ -14,7 +14,9 @@ SERVED = "served"
 
 
 class Served:
-    def __init__(self, fleet: Fleet, store: JobStore, tasks: Tasks) -> None:
+    def __init__(self, fleet: Fleet, store: JobStore, tasks: Tasks, tail: str = "") -> None:
+        """`tail` tells one model's note from another's."""
+        self._key = SERVED + tail
         self._fleet = fleet
         self._store = store
         self._tasks = tasks
@@ -22,7 +24,7 @@ class Served:
 
     def take_up(self, known: Mapping[str, str], session: str) -> bool:
         """Whether it was ready before, in this `session`: with another one all replicas have ended, and are started."""
-        self._session, self._noted = session, known.get(SERVED, "")
+        self._session, self._noted = session, known.get(self._key, "")
         note = json.loads(self._noted) if self._noted else {}
         if not session or note.get("session") != session:
             return False
@@ -37,4 +39,4 @@ class Served:
         note = json.dumps({"session": self._session, "asleep": asleep, "times": times})
         if self._session and note != self._noted:
             self._noted = note
-            self._tasks.spawn(self._store.remember(SERVED, note))
+            self._tasks.spawn(self._store.remember(self._key, note))

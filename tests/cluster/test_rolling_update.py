@@ -127,7 +127,7 @@ async def test_another_number_of_replicas(served: Server) -> None:
             await _until(served, lambda: int(str(served.state()["denoisers"])) == wanted, "it is known")  # noqa: B023
         metrics = (await all_.client.get("/metrics")).text
     assert len(before & _pids(served)) >= len(before) - 1, "nobody else was restarted"
-    assert 'zimage_replica_restarts_total{deployment="Denoiser"} 0.0' in metrics
+    assert 'zimage_replica_restarts_total{deployment="Denoiser",model="z-image-turbo"} 0.0' in metrics
 
 
 async def test_a_new_version_with_other_presets(served: Server, tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ async def test_a_new_version_with_other_presets(served: Server, tmp_path: Path) 
         shown = (await all_.client.get("/v1/presets")).json()["data"]
         metrics = (await all_.client.get("/metrics")).text
     assert [preset["title"]["en"] for preset in shown] == ["New"]
-    assert 'zimage_replica_restarts_total{deployment="Denoiser"} 0.0' in metrics
+    assert 'zimage_replica_restarts_total{deployment="Denoiser",model="z-image-turbo"} 0.0' in metrics
 
 
 async def test_a_stop_hands_accepted_jobs_to_the_next_start(tmp_path: Path) -> None:

@@ -39,7 +39,9 @@ def denoiser(id: str, phase: Phase = Phase.READY, warmup_s: float | None = WARMU
 
 
 async def restarts(jobs: Dispatcher) -> float:
-    found = re.search(r'zimage_replica_restarts_total\{deployment="Denoiser"\} (\S+)', await jobs.metrics())
+    found = re.search(
+        r'zimage_replica_restarts_total\{deployment="Denoiser",model="[^"]+"\} (\S+)', await jobs.metrics()
+    )
     assert found is not None
     return float(found[1])
 
@@ -142,7 +144,7 @@ async def test_the_next_dispatcher_of_the_same_ray_knows_who_sleeps(
     after = dispatcher_over(replicas, tmp_path)
     await after.open(session)
     after.heartbeat(ReplicaState(replica_id="t1", role="text_encoder", phase=Phase.READY))
-    assert ((await after.status()).ready, after._fleet.was_ready) == (ready, ready)
+    assert ((await after.status()).ready, after._pools.first.fleet.was_ready) == (ready, ready)
     if ready:
         job_id = await submitted(after)
         events = after.watch(job_id)

@@ -75,7 +75,8 @@ def _pretend_to_be_in_a_replica() -> None:
 
 
 async def draw(service: RemoteService, **wish: object) -> list[Event]:
-    request = ImageRequest(**{"model": "m", "prompt": "a cat", "width": 64, "height": 64, "steps": 4, "seed": 1} | wish)
+    usual = {"model": "z-image-turbo", "prompt": "a cat", "width": 64, "height": 64, "steps": 4, "seed": 1}
+    request = ImageRequest(**usual | wish)
     submission = Submission(job_id=str(ULID()), request=request, prompt_tokens=20, previews=1)
     await service.submit(submission)
     return [event async for event in service.watch(submission.job_id)]
