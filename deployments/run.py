@@ -105,14 +105,19 @@ def prepare(config: Path, port: int | None, data: Path | None) -> Start:
     from deployments.config import read, render  # noqa: PLC0415 - imports Ray, which reads the environment
 
     served = read(config)
-    folder = resolve(served.settings)
-    verify(folder)
+    folders = {model: resolve(served.settings.of(model)) for model in served.settings.served}
+    for folder in folders.values():
+        verify(folder)
     where = (data or served.settings.data).expanduser()
     check_writable(where)
     check_assets(served.settings)
     check_tracing(served.settings)
     asyncio.run(_check_way_in(served.settings.model_copy(update={"data": where}), served.host))
-    summary = f"{config}: model {served.settings.model} ({bytes_of(folder) / 1e6:,.1f} MB), data in {where.absolute()}"
+    weights = ", ".join(
+        f"model {served.settings.of(model).model} ({bytes_of(folder) / 1e6:,.1f} MB)"
+        for model, folder in folders.items()
+    )
+    summary = f"{config}: {weights}, data in {where.absolute()}"
     return Start(served.host, port or served.port, render(config, port, data), summary)
 
 

@@ -39,6 +39,5 @@ async def load(model: str) -> None:
 
 def _entry(model: Model, status: ServiceStatus, ready: bool) -> dict[str, Any]:
     known = {"name": model.name, "version": VERSION}
-    return known | (
-        {"state": "READY", "reason": ""} if ready else {"state": "LOADING", "reason": status.models[model.served].phase}
-    )
+    reason = "" if ready else status.models[model.served].phase
+    return known | {"state": "READY" if ready else "LOADING", "reason": reason}
