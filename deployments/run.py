@@ -113,10 +113,8 @@ def prepare(config: Path, port: int | None, data: Path | None) -> Start:
     check_assets(served.settings)
     check_tracing(served.settings)
     asyncio.run(_check_way_in(served.settings.model_copy(update={"data": where}), served.host))
-    weights = ", ".join(
-        f"model {served.settings.of(model).model} ({bytes_of(folder) / 1e6:,.1f} MB)"
-        for model, folder in folders.items()
-    )
+    models = ((served.settings.of(model).model, bytes_of(folder)) for model, folder in folders.items())
+    weights = ", ".join(f"model {model} ({size / 1e6:,.1f} MB)" for model, size in models)
     summary = f"{config}: {weights}, data in {where.absolute()}"
     return Start(served.host, port or served.port, render(config, port, data), summary)
 

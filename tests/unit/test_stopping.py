@@ -190,3 +190,12 @@ def test_who_was_given_calls_and_is_not_any_more_is_withdrawn() -> None:
     roster.update(frozenset("c"))
     assert roster.withdrawn("a")
     assert roster.withdrawn("b")
+
+
+def test_one_deployments_replicas_say_nothing_of_anothers() -> None:
+    roster = Roster()
+    roster.update(frozenset("a"), "Denoiser")
+    roster.update(frozenset("x"), "Denoiser-base")
+    assert not roster.withdrawn("a")
+    roster.update(frozenset(), "Denoiser-base")
+    assert (roster.withdrawn("a"), roster.withdrawn("x")) == (False, True)
