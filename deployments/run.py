@@ -28,7 +28,7 @@ from deployments.leftovers import end, watch
 from serve.access_settings import is_loopback
 from serve.assets.open import check_assets
 from serve.errors import ConfigError, ZImageError
-from serve.jobs.keys import check_way_in, opened_keys
+from serve.jobs.way_in import check_way_in, opened_keys
 from serve.port import check_port
 from serve.settings import Settings
 from serve.tracing.open import check_tracing

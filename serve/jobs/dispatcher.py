@@ -21,7 +21,6 @@ from serve.jobs.estimate import solo_seconds
 from serve.jobs.figures import Figures
 from serve.jobs.fleet import Backend, Fleet
 from serve.jobs.job import Job, Listener
-from serve.jobs.keys import check_way_in
 from serve.jobs.lifecycle import Lifecycle
 from serve.jobs.memory import Memory
 from serve.jobs.queue import JobQueue
@@ -31,6 +30,7 @@ from serve.jobs.state import PAUSED
 from serve.jobs.store import JobStore
 from serve.jobs.tasks import Tasks
 from serve.jobs.waiting import WaitingRoom
+from serve.jobs.way_in import check_way_in
 from serve.messages import (
     AssetQuery,
     AssetView,
