@@ -18,7 +18,8 @@ from ray.cluster_utils import Cluster
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ServeDeploySchema
 
-from tests.cluster.server import ROOT, free_port
+from tests.cluster.server import ROOT
+from tests.ports import free_port
 from tests.stores.conftest import new_database
 
 pytestmark = [pytest.mark.cluster, pytest.mark.nightly]
