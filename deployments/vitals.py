@@ -1,4 +1,4 @@
-"""Whether the Ray that this process has started still lives. Its control plane and its node come up with it, or never."""
+"""Whether the Ray that this process has started still lives: nothing brings its control plane or its node back."""
 
 from __future__ import annotations
 
