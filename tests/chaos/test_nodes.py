@@ -1,4 +1,4 @@
-"""The Ray under the service: one of two nodes dies, or the control plane that all share, or everything on one machine."""
+"""The Ray under the service: one of two nodes dies, or the control plane that both share, or that of one machine."""
 
 from __future__ import annotations
 
