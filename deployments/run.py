@@ -45,7 +45,6 @@ OBJECT_STORE_BYTES = 200 << 20
 POLL_S = 0.25
 STOP_S = 8.0
 HAND_BACK_S = 4.0
-CALLBACK = "deployments.proxy.configure"  # proxies close connections on which no request comes
 FOLDER = "/tmp/zimage-{port}"  # short: the paths of Ray's sockets end at 107 bytes
 
 STOPS = (signal.SIGINT, signal.SIGTERM)
@@ -154,7 +153,7 @@ def set_environment() -> None:
         "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
         "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",  # of its default, an idle controller takes a tenth of a core
         "RAY_SERVE_QUEUE_LENGTH_RESPONSE_DEADLINE_S": "1",  # of its default, a busy machine warns without end
-        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": CALLBACK,
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "deployments.proxy.configure",  # half-open connections end
         "PYTHONPATH": os.pathsep.join(path),
     }
 
