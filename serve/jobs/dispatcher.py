@@ -160,7 +160,7 @@ class Dispatcher:
         placed = [job for job in self._jobs.active() if job.placed and job.end is None]
         for job in placed:
             job.placed.clear()
-        await asyncio.gather(*(self._store.save(job.record()) for job in placed))
+        await asyncio.gather(*(self._store.save(job.record()) for job in placed), self._served.hand_over())
 
     async def check(self) -> None:
         """Raises StaleWriter when another Dispatcher has taken over, or what else has ended the store's writer."""
