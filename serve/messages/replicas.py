@@ -43,8 +43,8 @@ class ReplicaState:
 
     VRAM in bytes: `used` by tensors, `reserved` by the process, `total` that it may use; None on a CPU. `max_px` is the
     side of the largest square that fits into it, with guidance `max_guided_px`; None where memory is no limit.
-    `max_input_px` is that of the largest picture to begin with. `adapters` are those that it serves, by name with the digest
-    of their files; `adapters_held` are in its memory, and take `adapter_bytes` of it.
+    `max_input_px` is that of the largest picture to begin with. `adapters` are those that it serves, by name with the
+    digest of their files; `adapters_held` are in its memory, and take `adapter_bytes` of it.
     """
 
     replica_id: str
