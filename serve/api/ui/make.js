@@ -15,8 +15,7 @@ const random = () => crypto.getRandomValues(new Uint32Array(1))[0];
 export const key = () => [...crypto.getRandomValues(new Uint32Array(4))].map((word) => word.toString(36)).join("-");
 
 export function limits() {
-  const chosen = state.catalog?.data.find((one) => one.name === state.form.preset);
-  return { ...UNKNOWN, ...state.model?.limits, ...chosen?.limits };
+  return { ...UNKNOWN, ...state.model?.limits, ...presetOf(state.form)?.limits };
 }
 
 // As many pixels as the model draws by itself, in these proportions.
@@ -43,8 +42,10 @@ function body() {
   return sent;
 }
 
-// The chosen one, as the service describes it: a draft may name one that is there no more.
-const adapterOf = (form) => state.model?.adapters?.find((one) => one.id === form.adapter);
+const presetOf = (form) => state.catalog?.data.find((one) => one.name === form.preset);
+
+// The chosen one, as the service describes it: a draft may name one that is there no more, a preset may insist on its own.
+const adapterOf = (form) => !presetOf(form)?.locked.includes("adapter") && state.model?.adapters?.find((one) => one.id === form.adapter);
 
 // What may have been accepted before the connection broke is sent again under the same key.
 let unsure = null;
@@ -119,9 +120,9 @@ function Chips({ label, list, chosen, onChoose, pictures, kind, nobody = t("none
 
 // LoRAs, where the model has any; a preset may bring its own, or insist on it.
 function Adapter({ form, pictures }) {
-  const known = state.model?.adapters ?? [], preset = state.catalog?.data.find((one) => one.name === form.preset);
+  const known = state.model?.adapters ?? [], preset = presetOf(form);
   if (preset?.locked.includes("adapter")) return null;
-  const chosen = adapterOf(form), scale = form.adapter_scale ?? chosen?.scale;
+  const chosen = adapterOf(form) || null, scale = form.adapter_scale ?? chosen?.scale;
   return html`<${Chips} label=${t("adapter")} kind="a:" pictures=${pictures} list=${known.map((one) => ({ name: one.id }))} chosen=${chosen?.id ?? null} nobody=${preset?.adapter ? t("auto") : t("none")}
       onChoose=${(adapter) => setForm({ adapter, adapter_scale: null })} />
     ${chosen && !preset?.locked.includes("adapter_scale") && html`<label class="field"><span class="pair">${t("adapter_scale")} <span>${scale}</span></span>

@@ -5,7 +5,7 @@ import { state, toast, update, use } from "./store.js";
 import { t, useLang } from "./texts.js";
 
 const MOST = 2048; // the longest side of what is painted on; what is sent has the picture's own size
-const COLOUR = "#ff3b6b"; // its alpha is what counts
+const COLOUR = "#c800ff"; // its alpha is what counts
 const PEN_ERASER = 32;
 
 export const loaded = (url) => new Promise((done, wrong) => {

@@ -57,12 +57,12 @@ export function referenceOf(request) {
 }
 
 // With what may change of it in colour.
-export function Begun({ url, mask, alt, side, onError }) {
-  return html`<span class="begun"><img src=${url} alt=${alt} width=${side} height=${side} onError=${onError} />
+export function Begun({ url, mask, alt, onError }) {
+  return html`<span class="begun"><img src=${url} alt=${alt} onError=${onError} />
     ${mask && html`<span class="painted" style=${{ maskImage: `url("${mask}")` }}></span>`}</span>`;
 }
 
-export const BegunOf = ({ one }) => html`<${Begun} url=${inputUrl(one.image)} mask=${inputUrl(one.mask)} alt="" side="48" />`;
+export const BegunOf = ({ one }) => html`<${Begun} url=${inputUrl(one.image)} mask=${inputUrl(one.mask)} alt="" />`;
 
 export function Brought() {
   useLang();
@@ -84,7 +84,7 @@ export function Reference() {
   const change = (event) => update({ reference: { ...one, strength: Number(event.target.value) } });
   const gone = () => { if (one.source.startsWith("input:")) { update({ reference: null }); toast(t("reference_gone")); } };
   return html`<div class="reference">
-    <${Begun} url=${one.url} mask=${one.maskUrl} alt=${t("reference")} side="64" onError=${gone} />
+    <${Begun} url=${one.url} mask=${one.maskUrl} alt=${t("reference")} onError=${gone} />
     <label class="field"><span class="pair">${t("strength")} <span>${Math.round(one.strength * 100)} %</span></span>
       <input type="range" min=${Math.max(minimum, 0.05)} max=${maximum} step="0.05" value=${one.strength} onInput=${change} /></label>
     <${IconButton} name="x" label=${t("no_reference")} onClick=${() => update({ reference: null })} />
