@@ -138,6 +138,8 @@ class Accounting:
         self, submission: Submission, images: Sequence[StoredImage], cache: CacheUse, took_s: float, waited_s: float
     ) -> None:
         self.registry.count("zimage_images_total", self.model, submission.request.output_format, by=len(images))
+        if (adapter := submission.request.adapter) is not None:
+            self.registry.count("zimage_adapter_images_total", self.model, adapter, by=len(images))
         self.registry.count("zimage_cache_requests_total", "skip" if submission.cache == "skip" else cache)
         self.registry.observe("zimage_request_duration_seconds", took_s, self.model)
         self.registry.observe("zimage_queue_duration_seconds", waited_s, self.model)
