@@ -17,6 +17,7 @@ async def test_a_denoiser_comes_and_goes_and_nobody_notices(server: Server) -> N
             await scaled(server, 2)
             await scaled(server, 1)
     finally:
-        await scaled(server, 1)
+        if len(server.replicas("Denoiser")) != 1:  # others share this server
+            await scaled(server, 1)
     assert len(before & pids(server)) >= len(before) - 1, "nobody else was restarted"
     assert denoisers_lost(server) == lost
