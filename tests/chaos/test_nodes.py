@@ -43,6 +43,7 @@ async def test_without_its_ray_the_service_ends_and_its_jobs_go_on_at_the_next_s
         (victim,) = [process for process in server.processes() if process.name() == program]
         victim.kill()
         assert await asyncio.to_thread(server.process.wait, ENDS_S) != 0
+        assert f"({program}) has died, and the service with it" in server.log.read_text()
         await asyncio.to_thread(server.wait_until, lambda: running(home(server)) == [], 30, "nothing is left")
         second = await asyncio.to_thread(Server.start, tmp_path, config)
         try:

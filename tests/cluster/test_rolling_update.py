@@ -44,7 +44,7 @@ def _rolled_out(server: Server) -> bool:
 
 async def test_another_number_of_replicas(served: Server) -> None:
     before = pids(served)
-    async with people(served):
+    async with people(served.url):
         for wanted in (2, 1):
             await scaled(served, wanted)
     assert len(before & pids(served)) >= len(before) - 1, "nobody else was restarted"
@@ -56,7 +56,7 @@ async def test_a_new_version_with_other_presets(served: Server, tmp_path: Path) 
     presets = tmp_path / "presets.yaml"
     presets.write_text(yaml.safe_dump({"presets": [PRESET]}))
     before = pids(served)
-    async with people(served) as all_:
+    async with people(served.url) as all_:
         new = {"presets": str(presets), "default_steps": 6}
         await asyncio.to_thread(deploy, served, lambda app: app["args"].update(new))
         await until(served, lambda: not before & pids(served), "every process is a new one")

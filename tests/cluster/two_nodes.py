@@ -54,6 +54,7 @@ def served(data: Path, database: str, **args: object) -> dict[str, Any]:
     """config/serve.cluster.yaml with the embedded model, and a folder that both nodes see."""
     shipped: dict[str, Any] = yaml.safe_load((ROOT / "config" / "serve.cluster.yaml").read_text())
     shipped["http_options"] |= {"host": "127.0.0.1", "port": free_port()}
+    shipped["proxy_location"] = "HeadOnly"
     (application,) = shipped["applications"]
     for name in ("assets", "model", "device", "access"):
         del application["args"][name]
@@ -71,7 +72,7 @@ def served(data: Path, database: str, **args: object) -> dict[str, Any]:
 
 def deploy(config: dict[str, Any]) -> str:
     """The URL of the service, which may not be ready yet."""
-    serve.start(proxy_location="HeadOnly", http_options=config["http_options"])
+    serve.start(proxy_location=config["proxy_location"], http_options=config["http_options"])
     _get_global_client().deploy_apps(ServeDeploySchema.model_validate(config))
     return f"http://127.0.0.1:{config['http_options']['port']}"
 
