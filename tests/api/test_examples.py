@@ -65,6 +65,19 @@ async def test_python_in_an_environment_of_its_own(base_url, tmp_path, name, req
     await drawn(base_url, tmp_path, str(await environment(*requirements) / "python"), str(EXAMPLES / name))
 
 
+async def test_hugging_faces_begins_with_a_picture_too(base_url, tmp_path):
+    begin = tmp_path / "begin.png"
+    Image.new("RGB", (128, 128), "navy").save(begin)
+    code, output = await ran(
+        *(sys.executable, str(EXAMPLES / "huggingface.py"), "a red fox", str(tmp_path / "fox.png"), str(begin)),
+        env=given(base_url),
+        seconds=120,
+    )
+    assert code == 0, output[-4000:]
+    with Image.open(tmp_path / "fox.png") as image:
+        assert image.size == (128, 128)
+
+
 async def test_triton(base_url):
     await two_pictures(sys.executable, base_url)
 
