@@ -51,6 +51,7 @@ class Denoiser:
             lambda done: self._membership.progress(Phase.WARMING_UP, done),
             adapters.most_bytes,
         )
+        adapters.recorder = self._membership.recorder
         await adapters.preload()
         self._engine.recorder = self._membership.recorder
         self._gpu = gpu_of(placement.device)

@@ -106,6 +106,7 @@ def _load(
     placement = Placement.choose(settings)
     adapters = open_adapters(settings, folder, placement)
     engine = open_engine(settings, folder, placement, set_aside=adapters.most_bytes)
+    adapters.recorder = engine.recorder
     generator = Generator(engine, assets, files, settings, adapters)
     return LocalBackend(open_text_encoder(settings, folder, placement), generator, texts), engine
 

@@ -149,6 +149,28 @@ OVERVIEW = (
         ),
     ),
     Row(
+        "Adapters",
+        (
+            Panel(
+                "Pictures by adapter",
+                ((f"sum by (adapter) (rate(zimage_adapter_images_total{RATE}))", "{{adapter}}"),),
+                width=6,
+            ),
+            Panel(
+                "Loads",
+                (
+                    (f"sum by (adapter) (increase(zimage_adapter_loads_total{RATE}))", "{{adapter}}"),
+                    (f"sum(increase(zimage_adapter_evictions_total{RATE}))", "evictions"),
+                    (f"sum(increase(zimage_adapter_load_failures_total{RATE}))", "failures"),
+                ),
+                width=6,
+                help="as many evictions as loads, all the time: adapter_bytes is too small",
+            ),
+            Panel("One load", ((quantile(0.95, "zimage_adapter_load_duration_seconds"), "p95"),), "s", width=6),
+            Panel("Memory", (("zimage_adapter_bytes", "{{replica}}"),), "bytes", width=6),
+        ),
+    ),
+    Row(
         "GPU",
         (
             Panel(

@@ -114,6 +114,7 @@ class Engine:
             step_times=self.times.to_table(),
             max_px=self.memory.max_px(cap_px, rows=1),
             max_guided_px=self.memory.max_px(cap_px, rows=2),
+            max_input_px=self.memory.max_input_px(cap_px),
         )
 
     async def draw(self, generation: Generation, on_step: OnStep) -> Drawn:

@@ -20,7 +20,6 @@ from serve.jobs.endings import Endings
 from serve.jobs.figures import Figures
 from serve.jobs.fleet import Backend
 from serve.jobs.job import Job, Listener
-from serve.jobs.keys import check_way_in
 from serve.jobs.memory import Memory
 from serve.jobs.pool import Pool, Pools, Shared
 from serve.jobs.record import JobRecord
@@ -28,6 +27,7 @@ from serve.jobs.results import Results
 from serve.jobs.state import PAUSED
 from serve.jobs.store import JobStore
 from serve.jobs.tasks import Tasks
+from serve.jobs.way_in import check_way_in
 from serve.messages import (
     AssetQuery,
     AssetView,
@@ -149,7 +149,8 @@ class Dispatcher:
         placed = [job for job in self._jobs.active() if job.placed and job.end is None]
         for job in placed:
             job.placed.clear()
-        await asyncio.gather(*(self._store.save(job.record()) for job in placed))
+        over = (pool.served.hand_over() for pool in self._pools)
+        await asyncio.gather(*(self._store.save(job.record()) for job in placed), *over)
 
     async def check(self) -> None:
         """Raises StaleWriter when another Dispatcher has taken over, or what else has ended the store's writer."""

@@ -6,6 +6,7 @@ import re
 import runpy
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -60,8 +61,9 @@ def generated(image: int = 0, executions: float = 1.0) -> Generated:
     )
 
 
-def finished(books: Accounting, n: int = 1, executions: float = 1.0) -> Job:
-    job = Job(order(n=n))
+def finished(books: Accounting, n: int = 1, executions: float = 1.0, adapter: str | None = None) -> Job:
+    submission = order(n=n)
+    job = Job(replace(submission, request=replace(submission.request, adapter=adapter)))
     job.begin(job.created_at + 0.2)
     for image in range(n):
         answer = generated(image, executions)
@@ -108,6 +110,16 @@ def test_a_request_of_three_pictures_is_one_success_and_three_inferences():
     assert seen["nv_inference_request_success{model=m,version=1}"] == 1
     assert seen["nv_inference_count{model=m,version=1}"] == 3
     assert seen["nv_inference_count{model=denoiser,version=1}"] == 3
+
+
+def test_pictures_are_counted_by_their_adapter():
+    books = accounting()
+    finished(books, n=2, adapter="blueprint")
+    finished(books)
+    seen = values(books)
+    adapted = {name: value for name, value in seen.items() if name.startswith("zimage_adapter_images_total")}
+    assert adapted == {"zimage_adapter_images_total{adapter=blueprint,model=m}": 2}
+    assert seen["zimage_images_total{format=png,model=m}"] == 3
 
 
 def test_pictures_that_share_their_steps_share_an_execution():
@@ -170,12 +182,15 @@ def test_what_was_counted_elsewhere_arrives_once():
 def test_replicas_say_what_they_know_and_no_more():
     gpu = GpuState(uuid="GPU-1", utilization=None, power_w=350.0, memory_used=5, memory_total=9)
     fleet = Fleet(2.0)
-    fleet.beat(ReplicaState(replica_id="d1", role="denoiser", phase=Phase.READY, vram_used=3, gpu=gpu), 0.0)
+    fleet.beat(
+        ReplicaState(replica_id="d1", role="denoiser", phase=Phase.READY, vram_used=3, gpu=gpu, adapter_bytes=0), 0.0
+    )
     fleet.beat(ReplicaState(replica_id="t1", role="text_encoder", phase=Phase.LOADING), 0.0)
     gauges = snapshot_of(fleet, [], "m", 1.0).gauges
     assert gauges["zimage_replicas", ("m", "Denoiser", "ready")] == 1
     assert gauges["zimage_replicas", ("m", "TextEncoder", "loading weights")] == 1
     assert gauges["zimage_vram_used_bytes", ("d1",)] == 3
+    assert gauges["zimage_adapter_bytes", ("d1",)] == 0
     assert ("zimage_gpu_utilization_ratio", ("d1",)) not in gauges
     assert gauges["zimage_gpu_power_watts", ("d1",)] == 350.0
 

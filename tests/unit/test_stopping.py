@@ -154,6 +154,38 @@ async def test_the_next_dispatcher_of_the_same_ray_knows_who_sleeps(
     await after.close()
 
 
+async def test_a_dispatcher_that_is_replaced_with_all_replicas_refuses_nobody(
+    replicas: Replicas, tmp_path: Path
+) -> None:
+    """In a deploy: the old one ended first, and has not heard that they end, too."""
+    before = dispatcher_over(replicas, tmp_path)
+    await before.open("session")
+    beat(before)
+    before.heartbeat(denoiser("d1"))
+    await before.hand_back()
+    before.heartbeat(denoiser("d1"))  # it lives on for a moment
+    await before.close()
+    after = dispatcher_over(replicas, tmp_path)
+    await after.open("session")
+    status = await after.status()
+    assert (status.ready, status.phase, status.denoisers, status.text_encoders) == (True, "asleep", 0, 0)
+    job_id = await submitted(after)
+    beat(after)
+    await replicas.finish((await replicas.settled())[0])
+    assert isinstance(await last(after, job_id), Succeeded)
+    assert (await after.status()).phase == "ready"
+    await after.close()
+
+
+async def test_one_that_was_never_ready_hands_nothing_over(replicas: Replicas, tmp_path: Path) -> None:
+    for _ in range(2):
+        dispatcher = dispatcher_over(replicas, tmp_path)
+        await dispatcher.open("session")
+        assert not (await dispatcher.status()).ready
+        dispatcher.heartbeat(denoiser("d1"))  # and no TextEncoder
+        await dispatcher.close()
+
+
 def test_a_start_that_was_seen_counts_more_than_the_warm_up() -> None:
     sleepers = Sleepers()
     sleepers.awake("denoiser", 20.0, now=0.0)
