@@ -103,5 +103,5 @@ async def scaled(server: Server, wanted: int) -> None:
 def denoisers_lost(server: Server) -> float:
     """Until now, those not counted that were stopped on purpose."""
     metrics = httpx.get(f"{server.url}/metrics", timeout=30).text
-    (found,) = re.findall(r'zimage_replica_restarts_total\{deployment="Denoiser",model="z-image-turbo"\} (\S+)', metrics)
+    (found,) = re.findall(r'zimage_replica_restarts_total\{deployment="Denoiser",model="[^"]+"\} (\S+)', metrics)
     return float(found)
