@@ -118,7 +118,7 @@ def resolve_image(
     model = checks.model(body.model, door.settings, catalog.aliases)
     choice = Choice.of(catalog, body.model, body.preset, body.style_preset)
     wrapped = choice.wrap(body.prompt)
-    request = _request(body, choice, wrapped, model, door.settings, output_format, source)
+    request = request_of(body, choice, wrapped, model, door.settings, output_format, source)
     checks.not_blank("prompt", body.prompt)
     choice.check_words(body.prompt)
     limits, prompts = door.settings.limits, door.prompts
@@ -127,7 +127,7 @@ def resolve_image(
         request=request,
         prompt_tokens=checks.wrapped_text(wrapped, choice, limits, prompts),
         negative_tokens=checks.text("negative_prompt", negative, limits, prompts),
-        ignored=(*_without_effect(body, choice, request), *ignored),
+        ignored=(*fields_without_effect(body, choice, request), *ignored),
         preset=_use(body, choice, version) if choice else None,
     )
 
@@ -144,7 +144,7 @@ def _use(body: ImageBody, choice: Choice, version: str) -> PresetUse:
     )
 
 
-def _request(
+def request_of(
     body: ImageBody,
     choice: Choice,
     prompt: Wrapped,
@@ -219,7 +219,7 @@ def _format(body: GenerationBody, raw: RawBytes | None) -> ImageFormat:
     return raw.format
 
 
-def _without_effect(body: ImageBody, choice: Choice, request: ImageRequest) -> list[str]:
+def fields_without_effect(body: ImageBody, choice: Choice, request: ImageRequest) -> list[str]:
     """Known fields that were sent, but that another field makes meaningless."""
     unused = {
         "output_compression": body.output_compression is not None and request.output_format == "png",
