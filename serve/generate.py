@@ -84,7 +84,8 @@ class Wish:
         """Read only where it is needed: this runs in any folder."""
         if settings.presets is None or (self.preset is None and self.style is None):
             return Catalog()
-        return parse_presets(str(settings.presets), _read("presets", settings.presets).decode(), settings)
+        text = _read("presets", settings.presets, "run it beside the file, or name a server's: --config").decode()
+        return parse_presets(str(settings.presets), text, settings)
 
     def _source(self, settings: Settings) -> Source | None:
         if self.image is None:
@@ -167,10 +168,8 @@ async def _draw(asked: Asked, settings: Settings, status: Status) -> tuple[bytes
     raise ZImageError("the picture was not drawn: the service stopped")
 
 
-def _read(what: str, path: Path) -> bytes:
+def _read(what: str, path: Path, hint: str = "name a file that is there") -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise InvalidRequest(
-            f"{what}: cannot read {path}: {error.strerror}", hint="name a file that is there"
-        ) from error
+        raise InvalidRequest(f"{what}: cannot read {path}: {error.strerror}", hint=hint) from error
