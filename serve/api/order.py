@@ -121,11 +121,7 @@ def resolve_image(
     offer = door.offer(model)
     choice = Choice.of(catalog.of(model), catalog.aliases.get(body.model or ""), body.preset, body.style_preset)
     wrapped = choice.wrap(body.prompt)
-<<<<<<< HEAD
-    request = _request(body, choice, wrapped, offer.settings, output_format, source)
-=======
-    request = request_of(body, choice, wrapped, model, door.settings, output_format, source)
->>>>>>> page2
+    request = request_of(body, choice, wrapped, offer.settings, output_format, source)
     checks.not_blank("prompt", body.prompt)
     choice.check_words(body.prompt)
     limits, prompts = offer.settings.limits, offer.prompts
