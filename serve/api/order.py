@@ -121,7 +121,7 @@ def resolve_image(
     offer = door.offer(model)
     choice = Choice.of(catalog.of(model), catalog.aliases.get(body.model or ""), body.preset, body.style_preset)
     wrapped = choice.wrap(body.prompt)
-    request = _request(body, choice, wrapped, offer.settings, output_format, source)
+    request = request_of(body, choice, wrapped, offer.settings, output_format, source)
     checks.not_blank("prompt", body.prompt)
     choice.check_words(body.prompt)
     limits, prompts = offer.settings.limits, offer.prompts
@@ -130,7 +130,7 @@ def resolve_image(
         request=request,
         prompt_tokens=checks.wrapped_text(wrapped, choice, limits, prompts),
         negative_tokens=checks.text("negative_prompt", negative, limits, prompts),
-        ignored=(*_without_effect(body, choice, request), *ignored),
+        ignored=(*fields_without_effect(body, choice, request), *ignored),
         preset=_use(body, choice, version) if choice else None,
     )
 
@@ -147,7 +147,7 @@ def _use(body: ImageBody, choice: Choice, version: str) -> PresetUse:
     )
 
 
-def _request(
+def request_of(
     body: ImageBody,
     choice: Choice,
     prompt: Wrapped,
@@ -221,7 +221,7 @@ def _format(body: GenerationBody, raw: RawBytes | None) -> ImageFormat:
     return raw.format
 
 
-def _without_effect(body: ImageBody, choice: Choice, request: ImageRequest) -> list[str]:
+def fields_without_effect(body: ImageBody, choice: Choice, request: ImageRequest) -> list[str]:
     """Known fields that were sent, but that another field makes meaningless."""
     unused = {
         "output_compression": body.output_compression is not None and request.output_format == "png",
