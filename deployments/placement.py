@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
+from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
 from serve.messages import Task
 
@@ -20,6 +20,10 @@ class Roster:
         """Called in the router's thread: names are bound anew, sets never changed."""
         left = self._seen - self._now
         self._seen, self._now = self._now | ids | (left if len(left) < REMEMBERED else frozenset()), ids
+
+    def died(self, replica_id: str) -> None:
+        """Ray says so before Ray Serve's next list does; its process may live on, where its node was cut off."""
+        self.update(self._now - {replica_id})
 
     def withdrawn(self, replica_id: str) -> bool:
         return replica_id in self._seen and replica_id not in self._now
@@ -38,6 +42,10 @@ class PlacedRouter(RequestRouter):  # type: ignore[misc]
     def update_replicas(self, replicas: list[RunningReplica]) -> None:
         super().update_replicas(replicas)
         ROSTER.update(frozenset(replica.replica_id.unique_id for replica in replicas))
+
+    def on_replica_actor_died(self, replica_id: ReplicaID) -> None:
+        super().on_replica_actor_died(replica_id)
+        ROSTER.died(replica_id.unique_id)
 
     async def choose_replicas(
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
