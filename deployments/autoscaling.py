@@ -104,6 +104,10 @@ def policy(
         if (demand := understood(role, numbers)) is None:
             states[deployment] = {"history": replace(history, at=now)}
             continue
+        if (
+            demand.ready < 1 and context.target_num_replicas > 0
+        ):  # they are starting, for longer than a quiet time perhaps
+            history = History.begun(now, context.target_num_replicas)
         bounds = Bounds(context.capacity_adjusted_min_replicas, context.capacity_adjusted_max_replicas)
         pace = Pace(numbers["drain_s"], numbers["quiet_s"])
         targets[deployment], history = decide(demand, bounds, pace, history, now)

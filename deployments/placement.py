@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
+from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
 from serve.messages import Task
 
@@ -22,6 +22,10 @@ class Roster:
         self._now = {**self._now, deployment: ids}
         left = self._seen - before
         self._seen = before | ids | (left if len(left) < REMEMBERED else frozenset())
+
+    def died(self, replica_id: str) -> None:
+        """Ray says so before Ray Serve's next list does; its process may live on, where its node was cut off."""
+        self.update(self._now - {replica_id})
 
     def withdrawn(self, replica_id: str) -> bool:
         return replica_id in self._seen and replica_id not in self._all()
@@ -44,6 +48,10 @@ class PlacedRouter(RequestRouter):  # type: ignore[misc]
         super().update_replicas(replicas)
         ids = frozenset(replica.replica_id.unique_id for replica in replicas)
         ROSTER.update(ids, self._deployment_id.name)
+
+    def on_replica_actor_died(self, replica_id: ReplicaID) -> None:
+        super().on_replica_actor_died(replica_id)
+        ROSTER.died(replica_id.unique_id)
 
     async def choose_replicas(
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None

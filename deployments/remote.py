@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import structlog
 from grpc.aio import AioRpcError
-from ray.exceptions import RayActorError, RayError, RayTaskError, TaskCancelledError
+from ray.exceptions import ActorDiedError, RayActorError, RayError, RayTaskError, TaskCancelledError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
@@ -98,7 +98,8 @@ class RemoteBackend:
             await self._stop(response)
             raise
         except RayActorError as error:
-            raise ReplicaGone(task.replica_id, killed=KILLED in str(error)) from error
+            dead = isinstance(error, ActorDiedError)
+            raise ReplicaGone(task.replica_id, killed=KILLED in str(error), dead=dead) from error
         except (TaskCancelledError, RayServeException, RayError) as error:
             if isinstance(error, RayTaskError) and not _upstream_died(error):
                 raise

@@ -96,6 +96,20 @@ async def test_what_was_said_before_the_last_word_and_arrives_after_it_is_ignore
     assert (await jobs.status()).denoisers == 0
 
 
+@pytest.mark.parametrize(("dead", "denoisers"), [(True, 0), (False, 1)])
+async def test_what_ray_has_given_up_is_given_no_work_though_its_process_lives_on(
+    dead: bool, denoisers: int, jobs: Dispatcher, replicas: Replicas
+) -> None:
+    """A node that was cut off from the control plane, and not from the Dispatcher."""
+    job_id = await submitted(jobs)
+    (held,) = await replicas.settled()
+    await replicas.fail(held, ReplicaGone("d1", dead=dead))
+    jobs.heartbeat(denoiser("d1"))
+    assert (await jobs.status()).denoisers == denoisers
+    assert (await jobs.get(job_id)).attempt == 2
+    assert await restarts(jobs) == 1
+
+
 async def asleep(jobs: Dispatcher) -> None:
     jobs.heartbeat(denoiser("d1"))
     jobs.leave("d1")
@@ -209,6 +223,14 @@ def test_nobody_waits_any_more() -> None:
     sleepers.call(1.0, work=False)
     sleepers.restore({"denoiser": 7.0})
     assert sleepers.wait_s(100.0) == 7.0
+
+
+def test_who_died_is_withdrawn_before_ray_serve_says_so() -> None:
+    roster = Roster()
+    roster.update(frozenset("ab"))
+    roster.died("a")
+    assert roster.withdrawn("a")
+    assert not roster.withdrawn("b")
 
 
 def test_who_was_given_calls_and_is_not_any_more_is_withdrawn() -> None:
