@@ -38,7 +38,13 @@ def crowd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crowd]:
 def requests() -> list[ImageRequest]:
     return [
         ImageRequest(
-            model="m", prompt=prompt, width=side, height=128, steps=8, seed=seed, guidance=1.5 if seed % 3 == 0 else 0.0
+            model="z-image-turbo",
+            prompt=prompt,
+            width=side,
+            height=128,
+            steps=8,
+            seed=seed,
+            guidance=1.5 if seed % 3 == 0 else 0.0,
         )
         for seed, prompt in enumerate(PROMPTS * 4)
         for side in (64, 128, 256)
@@ -55,7 +61,9 @@ def test_bf16_pictures_of_a_crowd_are_close_to_fp32(crowd: Crowd) -> None:
 
 
 def test_a_deterministic_picture_is_the_same_bytes_alone_and_in_a_crowd(crowd: Crowd) -> None:
-    wanted = ImageRequest(model="m", prompt=PROMPTS[0], width=128, height=128, steps=8, seed=1, deterministic=True)
+    wanted = ImageRequest(
+        model="z-image-turbo", prompt=PROMPTS[0], width=128, height=128, steps=8, seed=1, deterministic=True
+    )
     (alone,) = crowd.serve([Visitor(wanted)])
     crowded = crowd.serve([Visitor(wanted), *(Visitor(request) for request in requests()[:20])])
     assert np.array_equal(alone, crowded[0])
