@@ -29,7 +29,7 @@ from deployments.vitals import lost
 from serve.access_settings import is_loopback
 from serve.assets.open import check_assets
 from serve.errors import ConfigError, ZImageError
-from serve.jobs.keys import check_way_in, opened_keys
+from serve.jobs.way_in import check_way_in, opened_keys
 from serve.port import check_port
 from serve.settings import Settings
 from serve.tracing.open import check_tracing
@@ -108,14 +108,17 @@ def prepare(config: Path, port: int | None, data: Path | None) -> Start:
     from deployments.config import read, render  # noqa: PLC0415 - imports Ray, which reads the environment
 
     served = read(config)
-    folder = resolve(served.settings)
-    verify(folder)
+    folders = {model: resolve(served.settings.of(model)) for model in served.settings.served}
+    for folder in folders.values():
+        verify(folder)
     where = (data or served.settings.data).expanduser()
     check_writable(where)
     check_assets(served.settings)
     check_tracing(served.settings)
     asyncio.run(_check_way_in(served.settings.model_copy(update={"data": where}), served.host))
-    summary = f"{config}: model {served.settings.model} ({bytes_of(folder) / 1e6:,.1f} MB), data in {where.absolute()}"
+    models = ((served.settings.of(model).model, bytes_of(folder)) for model, folder in folders.items())
+    weights = ", ".join(f"model {model} ({size / 1e6:,.1f} MB)" for model, size in models)
+    summary = f"{config}: {weights}, data in {where.absolute()}"
     return Start(served.host, port or served.port, render(config, port, data), summary)
 
 

@@ -17,6 +17,8 @@ from serve.adapters import AdapterFile
 from serve.engine.lora import Adapter, load
 from serve.errors import ConfigError, InvalidRequest, OutOfMemory
 from serve.messages import ReplicaState
+from serve.metrics.catalog import ADAPTER, CATALOG
+from serve.metrics.tally import Recorder
 
 log = structlog.get_logger()
 
@@ -29,12 +31,17 @@ class _Held:
 
 @dataclass(slots=True)
 class Adapters:
-    """Of one event loop. `load` runs in a thread of its own; `item_bytes` is the size of a number on the device."""
+    """Of one event loop. `load` runs in a thread of its own; `item_bytes` is the size of a number on the device.
+
+    `recorder` counts what happens to them, under the name of the `model` that they belong to.
+    """
 
     files: Mapping[str, AdapterFile] = field(default_factory=dict)
     load: Callable[[AdapterFile], Adapter] = lambda file: load(file, torch.device("cpu"), torch.float32)
     budget: int = 0
     item_bytes: int = 4
+    model: str = ""
+    recorder: Recorder = field(default_factory=Recorder)
     _held: OrderedDict[str, _Held] = field(default_factory=OrderedDict)
     _loading: dict[str, asyncio.Task[None]] = field(default_factory=dict)
     _reserved: int = 0
@@ -62,9 +69,11 @@ class Adapters:
     def report(self, state: ReplicaState) -> ReplicaState:
         """What a heartbeat says of them."""
         digests = {file.name: file.digest for file in self.files.values()}
-        return replace(state, adapters=digests, adapters_held=tuple(self._held))
+        held_bytes = self.nbytes if self.files else None
+        return replace(state, adapters=digests, adapters_held=tuple(self._held), adapter_bytes=held_bytes)
 
     async def preload(self) -> None:
+        self._declare()
         for file in self.files.values():
             if file.preload:
                 async with self.lent(file.name):
@@ -104,6 +113,7 @@ class Adapters:
     def _ended(self, name: str, loading: asyncio.Task[None]) -> None:
         del self._loading[name]
         if not loading.cancelled() and (error := loading.exception()) is not None:  # perhaps nobody waits any more
+            self.recorder.count("zimage_adapter_load_failures_total", self.model, name)
             log.error("an adapter was not loaded", adapter=name, error=str(error))
 
     async def _load(self, file: AdapterFile) -> None:
@@ -115,8 +125,11 @@ class Adapters:
             loop = asyncio.get_running_loop()
             began = loop.time()
             adapter = await loop.run_in_executor(self._thread, self.load, file)
+            seconds = loop.time() - began
             self._held[file.name] = _Held(adapter)
-            log.info("adapter loaded", adapter=file.name, bytes=adapter.nbytes, seconds=round(loop.time() - began, 3))
+            self.recorder.count("zimage_adapter_loads_total", self.model, file.name)
+            self.recorder.observe("zimage_adapter_load_duration_seconds", seconds)
+            log.info("adapter loaded", adapter=file.name, bytes=adapter.nbytes, seconds=round(seconds, 3))
         except torch.OutOfMemoryError as error:
             told = f"there is no memory for adapter {file.name!r} now"
             raise OutOfMemory(told, hint="ask again later: something else may use the GPU's memory") from error
@@ -129,7 +142,15 @@ class Adapters:
             if self._taken + needed <= self.budget:
                 break
             self._held.pop(name).adapter.retired = True
+            self.recorder.count("zimage_adapter_evictions_total", self.model, name)
         return self._taken + needed <= self.budget
+
+    def _declare(self) -> None:
+        """What may happen is there before it happens: a rate would otherwise miss the first time."""
+        for spec in CATALOG:
+            if spec.labels == ADAPTER:
+                for name in self.files:
+                    self.recorder.count(spec.name, self.model, name, by=0)
 
     @property
     def _taken(self) -> int:

@@ -216,7 +216,7 @@ class Fleet:
         ready = [replica.state for replica in self._role("denoiser") if replica.state.phase is Phase.READY]
         if not ready or any(state.takes(request) for state in ready):
             return None
-        return max((state.max_guided_px if request.guided else state.max_px) or 0 for state in ready)
+        return max(state.largest_px(request) or 0 for state in ready)
 
     def starting(self) -> tuple[Phase, float]:
         """The least advanced of the roles, each judged by its most advanced replica."""

@@ -14,7 +14,9 @@ SERVED = "served"
 
 
 class Served:
-    def __init__(self, fleet: Fleet, store: JobStore, tasks: Tasks) -> None:
+    def __init__(self, fleet: Fleet, store: JobStore, tasks: Tasks, tail: str = "") -> None:
+        """`tail` tells one model's note from another's."""
+        self._key = SERVED + tail
         self._fleet = fleet
         self._store = store
         self._tasks = tasks
@@ -23,7 +25,7 @@ class Served:
 
     def take_up(self, known: Mapping[str, str], session: str) -> bool:
         """Whether it was ready before, in this `session`: with another one all replicas have ended, and are started."""
-        self._session, self._noted = session, known.get(SERVED, "")
+        self._session, self._noted = session, known.get(self._key, "")
         note = json.loads(self._noted) if self._noted else {}
         if not session or note.get("session") != session:
             return False
@@ -36,7 +38,7 @@ class Served:
         note = self._note(self._fleet.sleepers.seconds())
         if self._session and note != self._noted and not self._handed_over:
             self._noted = note
-            self._tasks.spawn(self._store.remember(SERVED, note))
+            self._tasks.spawn(self._store.remember(self._key, note))
 
     async def hand_over(self) -> None:
         """At an orderly end. In a deploy the replicas are replaced as well, and nobody hears their goodbyes.
@@ -46,7 +48,7 @@ class Served:
         if self._session and all(map(self._fleet.serves, ROLES)):
             self._handed_over = True
             asleep = {role: self._fleet.sleepers.start_s(role) for role in ROLES}
-            await self._store.remember(SERVED, self._note(asleep))
+            await self._store.remember(self._key, self._note(asleep))
 
     def _note(self, asleep: Mapping[str, float | None]) -> str:
         times = self._fleet.times().to_table() if asleep else {}

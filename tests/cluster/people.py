@@ -103,5 +103,6 @@ async def scaled(server: Server, wanted: int) -> None:
 def denoisers_lost(server: Server) -> float:
     """Until now, those not counted that were stopped on purpose."""
     metrics = httpx.get(f"{server.url}/metrics", timeout=30).text
-    (found,) = re.findall(r'zimage_replica_restarts_total\{deployment="Denoiser"\} (\S+)', metrics)
+    series = r'zimage_replica_restarts_total\{deployment="Denoiser",model="z-image-turbo"\} (\S+)'
+    (found,) = re.findall(series, metrics)
     return float(found)

@@ -53,7 +53,7 @@ def test_the_first_job_wakes_a_denoiser_and_its_estimate_says_so(server: Server)
         assert took_s / 4 < told_again_s < took_s * 2, "as long as it took"
 
         metrics = client.get("/metrics").text
-    assert 'zimage_replica_restarts_total{deployment="Denoiser"} 0.0' in metrics
+    assert 'zimage_replica_restarts_total{deployment="Denoiser",model="z-image-turbo"} 0.0' in metrics
 
 
 def fall_asleep(server: Server) -> None:

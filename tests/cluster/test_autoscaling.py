@@ -49,7 +49,7 @@ def test_replicas_follow_the_work_over_two_nodes(
         asyncio.run(all_succeed(url, jobs))
         wait_until(lambda: ready_denoisers(client) == 1, 60, "quiet takes one back")
         metrics = client.get("/metrics").text
-    (restarts,) = re.findall(r'zimage_replica_restarts_total\{deployment="Denoiser"\} (\S+)', metrics)
+    (restarts,) = re.findall(r'zimage_replica_restarts_total\{deployment="Denoiser",model="[^"]+"\} (\S+)', metrics)
     assert float(restarts) == 1, "the lost one, not the one that was given up"
 
 

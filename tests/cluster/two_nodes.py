@@ -17,7 +17,8 @@ from ray.cluster_utils import Cluster
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ServeDeploySchema
 
-from tests.cluster.server import ROOT, free_port
+from tests.cluster.server import ROOT
+from tests.ports import free_port
 
 NODE = {"num_cpus": 8, "object_store_memory": 10**8, "resources": {"gpu_like": 1}}
 ENVIRONMENT = {

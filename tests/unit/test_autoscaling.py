@@ -143,6 +143,14 @@ def test_each_role_by_its_own_backlog_gateways_by_requests_and_the_dispatcher_ne
     assert set(states) == {"Denoiser", "TextEncoder", "Gateway"}
 
 
+def test_each_model_is_scaled_by_its_own_work() -> None:
+    quiet, busy = told("denoiser", work(0.0)), told("denoiser-base", work(100.0))
+    dispatcher = context("Dispatcher", **quiet, **busy, drain_s=30.0, quiet_s=120.0)
+    fleets = {name: context(name, target=1) for name in ("Denoiser", "Denoiser-base", "TextEncoder-base")}
+    targets, _ = policy({"Dispatcher": dispatcher, **fleets})
+    assert targets == {"Denoiser": 1, "Denoiser-base": 4}, "of the third nothing was told: it stays as it is"
+
+
 def test_the_history_is_kept_by_ray_between_decisions() -> None:
     given = contexts()
     _, states = policy(given)

@@ -39,7 +39,9 @@ def denoiser(id: str, phase: Phase = Phase.READY, warmup_s: float | None = WARMU
 
 
 async def restarts(jobs: Dispatcher) -> float:
-    found = re.search(r'zimage_replica_restarts_total\{deployment="Denoiser"\} (\S+)', await jobs.metrics())
+    found = re.search(
+        r'zimage_replica_restarts_total\{deployment="Denoiser",model="[^"]+"\} (\S+)', await jobs.metrics()
+    )
     assert found is not None
     return float(found[1])
 
@@ -156,7 +158,7 @@ async def test_the_next_dispatcher_of_the_same_ray_knows_who_sleeps(
     after = dispatcher_over(replicas, tmp_path)
     await after.open(session)
     after.heartbeat(ReplicaState(replica_id="t1", role="text_encoder", phase=Phase.READY))
-    assert ((await after.status()).ready, after._fleet.was_ready) == (ready, ready)
+    assert ((await after.status()).ready, after._pools.first.fleet.was_ready) == (ready, ready)
     if ready:
         job_id = await submitted(after)
         events = after.watch(job_id)
@@ -242,3 +244,12 @@ def test_who_was_given_calls_and_is_not_any_more_is_withdrawn() -> None:
     roster.update(frozenset("c"))
     assert roster.withdrawn("a")
     assert roster.withdrawn("b")
+
+
+def test_one_deployments_replicas_say_nothing_of_anothers() -> None:
+    roster = Roster()
+    roster.update(frozenset("a"), "Denoiser")
+    roster.update(frozenset("x"), "Denoiser-base")
+    assert not roster.withdrawn("a")
+    roster.update(frozenset(), "Denoiser-base")
+    assert (roster.withdrawn("a"), roster.withdrawn("x")) == (False, True)

@@ -29,8 +29,10 @@ export async function refreshMe() {
 }
 
 export async function loadCatalog() {
-  const [catalog, models] = await Promise.all([get("/v1/presets"), get("/v1/models")]);
-  update({ catalog, model: models.data[0] });
+  const models = (await get("/v1/models")).data.filter((one) => one.id === one.root);
+  const model = models.find((one) => one.id === state.form.model) ?? models[0];
+  const catalog = await get(model === models[0] ? "/v1/presets" : `/v1/presets?model=${encodeURIComponent(model.id)}`);
+  update({ catalog, models, model });
 }
 
 export async function loadJobs() {
@@ -128,7 +130,12 @@ export const picturesOf = (job) => (job.result?.images ?? []).filter((image) => 
   .map((image) => ({ ...image, url: local(image.url), thumbnail_url: local(image.thumbnail_url) }));
 
 const watched = () => !document.hidden && state.me && state.connection === "online";
-setInterval(() => { if (watched()) refreshStats(); }, 3000);
+setInterval(() => {
+  if (!watched()) return;
+  refreshStats();
+  if (!state.model) loadCatalog().catch(() => {}); // what was refused or lost when the page asked first
+  if (!state.jobsLoaded) loadJobs().catch(() => {});
+}, 3000);
 setInterval(() => { if (watched()) refreshQuota(); }, 30000); // what other browsers used up
 addEventListener("online", () => { clearTimeout(timer); if (!socket) start(); });
 addEventListener("offline", () => { update({ connection: "offline" }); socket?.close(); });

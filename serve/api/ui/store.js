@@ -13,8 +13,8 @@ export const remember = (name, value) => {
 export const TABS = ["make", "keep", "admin"];
 
 export const EMPTY = {
-  prompt: "", negative_prompt: "", preset: null, style_preset: null, size: null, num_inference_steps: null,
-  guidance_scale: null, seed: 0, locked: false, n: 1, output_format: "png",
+  model: null, prompt: "", negative_prompt: "", preset: null, style_preset: null, size: null, num_inference_steps: null,
+  guidance_scale: null, seed: 0, locked: false, n: 1, output_format: "png", adapter: null, adapter_scale: null,
 };
 
 const said = new URLSearchParams(location.hash.slice(1)); // how a sign-in at the OpenID provider went wrong
@@ -25,12 +25,12 @@ export const state = {
   tab: TABS.includes(location.hash.slice(1)) ? location.hash.slice(1) : "make",
   form: { ...EMPTY, ...remembered("form", {}) }, // a draft; everything that was sent lives on the server
   formError: null,
-  me: null, login: false, connection: "connecting", stats: null, catalog: null, model: null,
+  me: null, login: false, connection: "connecting", stats: null, catalog: null, models: [], model: null,
   signInError: said.has("sign-in") ? { code: said.get("sign-in"), request_id: said.get("request") } : null,
   jobs: new Map(), jobsLoaded: false, previews: new Map(), // previews by `${job}:${image}`
   pictures: [], cursor: null, more: true, query: "", loading: false, selected: new Set(),
   details: null, toasts: [],
-  reference: null, brought: null, // a picture to begin with, and one that was dropped and may become it
+  reference: null, brought: null, painting: false, // a picture to begin with, one that was dropped and may become it, and whether it is painted on
 };
 
 export function update(patch) {
