@@ -35,6 +35,7 @@ class Denoiser:
         placement = Placement.choose(settings)
         state = ReplicaState(
             replica_id=replica_id(),
+            model=settings.served_model_name,
             role="denoiser",
             phase=Phase.LOADING,
             device=str(placement),

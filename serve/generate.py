@@ -59,8 +59,7 @@ class Wish:
         body, _ = parse(ImageBody, self._fields())
         choice = Choice.of(self._catalog(settings), None, self.preset, self.style)
         prompt, begun = choice.wrap(self.prompt), self._source(settings)
-        format, model = FORMATS[self.output.suffix.lower()], settings.served_model_name
-        request = request_of(body, choice, prompt, model, settings, format, begun)
+        request = request_of(body, choice, prompt, settings, FORMATS[self.output.suffix.lower()], begun)
         choice.check_words(self.prompt)
         return Asked(request, choice, prompt, begun, tuple(fields_without_effect(body, choice, request)))
 

@@ -60,7 +60,7 @@ async def _drawn(
     async with opened(door, Given.of(body)) as source:
         order = resolve(door, body, unknown + beside, accepted, source)
         order = replace(order, submission=await kept(door, order.submission, source))
-    await door.check_room()
+    await door.check_room(order.request.model)
     done = await unless_gone(request.receive, finished(door, order))
     return await raw_answer(door, order, done)
 

@@ -116,12 +116,15 @@ def resolve_image(
     _refuse_transparency(body)
     version, catalog = door.presets.status.hash, door.presets.value
     model = checks.model(body.model, door.settings, catalog.aliases)
-    choice = Choice.of(catalog, body.model, body.preset, body.style_preset)
+    if body.model is None:
+        model = catalog.home(body.preset, body.style_preset) or model
+    offer = door.offer(model)
+    choice = Choice.of(catalog.of(model), catalog.aliases.get(body.model or ""), body.preset, body.style_preset)
     wrapped = choice.wrap(body.prompt)
-    request = request_of(body, choice, wrapped, model, door.settings, output_format, source)
+    request = request_of(body, choice, wrapped, offer.settings, output_format, source)
     checks.not_blank("prompt", body.prompt)
     choice.check_words(body.prompt)
-    limits, prompts = door.settings.limits, door.prompts
+    limits, prompts = offer.settings.limits, offer.prompts
     negative = (body.negative_prompt or "") if not request.guided else request.negative_prompt
     return Resolved(
         request=request,
@@ -148,12 +151,11 @@ def request_of(
     body: ImageBody,
     choice: Choice,
     prompt: Wrapped,
-    model: str,
     settings: Settings,
     output_format: ImageFormat,
     source: Source | None,
 ) -> ImageRequest:
-    """Explicit fields, else the preset's, else the service's."""
+    """Explicit fields, else the preset's, else the model's, whose settings these are."""
     n = _count(body, settings)
     if source is None or body.size not in (None, "auto") or choice.locks_size:
         width, height = checks.size(choice.size(body.size), settings)
@@ -165,7 +167,7 @@ def request_of(
     choice.check_limits(n, width, height, steps)
     negative = choice.negative(body.negative_prompt)
     return ImageRequest(
-        model=model,
+        model=settings.served_model_name,
         prompt=prompt.text,
         negative_prompt=negative if guidance else "",
         width=width,

@@ -38,8 +38,9 @@ class GpuState:
 class ReplicaState:
     """A GPU replica as it registers with the Dispatcher and repeats in every heartbeat.
 
-    Denoisers with the same `engine` draw the same pictures: it names weights, code, device and precision. Empty is
-    unknown, and nothing is cached then. `warmup_s` is the time from the start of its process to ready.
+    It serves the `model` of this name; empty is the first. Denoisers with the same `engine` draw the same pictures: it
+    names weights, code, device and precision. Empty is unknown, and nothing is cached then. `warmup_s` is the time from
+    the start of its process to ready.
 
     VRAM in bytes: `used` by tensors, `reserved` by the process, `total` that it may use; None on a CPU. `max_px` is the
     side of the largest square that fits into it, with guidance `max_guided_px`; None where memory is no limit.
@@ -48,6 +49,7 @@ class ReplicaState:
     """
 
     replica_id: str
+    model: str = ""
     role: Literal["text_encoder", "denoiser"]
     phase: Phase
     fraction: float = 0.0

@@ -26,17 +26,27 @@ class Spec:
 
 CATALOG: tuple[Spec, ...] = (
     # the queue
-    Spec("gauge", "zimage_queue_depth", "jobs that wait for their first step", ("priority",)),
-    Spec("gauge", "zimage_queue_oldest_age_seconds", "age of the job that has waited longest; 0 when none waits"),
-    Spec("gauge", "zimage_jobs_running", "jobs that have begun and not ended"),
-    Spec("gauge", "zimage_backlog_gpu_seconds", "work left in queued and running jobs, by measured step times"),
+    Spec("gauge", "zimage_queue_depth", "jobs that wait for their first step", ("model", "priority")),
+    Spec("gauge", "zimage_queue_oldest_age_seconds", "age of the job that has waited longest; 0 when none", ("model",)),
+    Spec("gauge", "zimage_jobs_running", "jobs that have begun and not ended", ("model",)),
+    Spec(
+        "gauge",
+        "zimage_backlog_gpu_seconds",
+        "work left in queued and running jobs, by measured step times",
+        ("model",),
+    ),
     # jobs
     Spec("counter", "zimage_jobs_total", "jobs that ended, by how", ("model", "priority", "status")),
     Spec("counter", "zimage_images_total", "pictures in jobs that succeeded", ("model", "format")),
-    Spec("counter", "zimage_refusals_total", "jobs refused before they were accepted, by error code", ("reason",)),
-    Spec("counter", "zimage_cancellations_total", "jobs cancelled while queued or running", ("phase",)),
-    Spec("counter", "zimage_job_retries_total", "new attempts of jobs whose replica was lost"),
-    Spec("counter", "zimage_cache_requests_total", "jobs by what the result cache did", ("result",)),
+    Spec(
+        "counter",
+        "zimage_refusals_total",
+        "jobs refused before they were accepted, by error code",
+        ("model", "reason"),
+    ),
+    Spec("counter", "zimage_cancellations_total", "jobs cancelled while queued or running", ("model", "phase")),
+    Spec("counter", "zimage_job_retries_total", "new attempts of jobs whose replica was lost", ("model",)),
+    Spec("counter", "zimage_cache_requests_total", "jobs by what the result cache did", ("model", "result")),
     Spec("histogram", "zimage_request_duration_seconds", "acceptance to success", ("model",), WAIT_S),
     Spec("histogram", "zimage_queue_duration_seconds", "acceptance to the first step", ("model",), WAIT_S),
     Spec(
@@ -46,18 +56,28 @@ CATALOG: tuple[Spec, ...] = (
         ("model", "stage"),
         WORK_S,
     ),
-    Spec("counter", "zimage_slo_jobs_total", "jobs by whether they ended within alpha x solo time", ("alpha", "met")),
+    Spec(
+        "counter",
+        "zimage_slo_jobs_total",
+        "jobs by whether they ended within alpha x solo time",
+        ("model", "alpha", "met"),
+    ),
     # replicas
-    Spec("gauge", "zimage_replicas", "replicas that send heartbeats, by what they are doing", ("deployment", "phase")),
+    Spec(
+        "gauge",
+        "zimage_replicas",
+        "replicas that send heartbeats, by what they are doing",
+        ("model", "deployment", "phase"),
+    ),
     Spec(
         "counter",
         "zimage_replica_restarts_total",
         "replicas that were lost and had to be replaced; not those that were stopped on purpose",
-        ("deployment",),
+        ("model", "deployment"),
     ),
     Spec("gauge", "zimage_warmup_seconds", "process start to ready, of replicas that are ready", ("replica",)),
     Spec("histogram", "zimage_step_duration_seconds", "one denoising step of a batch", ("model",), WORK_S),
-    Spec("histogram", "zimage_batch_size", "members of a batch: encode, step, decode", ("stage",), MEMBERS),
+    Spec("histogram", "zimage_batch_size", "members of a batch: encode, step, decode", ("model", "stage"), MEMBERS),
     Spec("gauge", "zimage_vram_used_bytes", "GPU memory in use by the replica's process", ("replica",)),
     Spec("gauge", "zimage_vram_reserved_bytes", "GPU memory that the replica's allocator holds", ("replica",)),
     Spec("gauge", "zimage_vram_total_bytes", "GPU memory of the replica's device", ("replica",)),
@@ -87,7 +107,7 @@ CATALOG: tuple[Spec, ...] = (
     Spec("counter", "zimage_http_requests_total", "answers, by route and status", ("route", "status")),
     Spec("histogram", "zimage_http_request_duration_seconds", "request to end of answer", ("route",), WAIT_S),
     # the service
-    Spec("gauge", "zimage_ready", "1 when pictures can be drawn"),
+    Spec("gauge", "zimage_ready", "1 when pictures can be drawn", ("model",)),
     Spec("gauge", "zimage_uptime_seconds", "age of the Dispatcher; a restart is a counter reset"),
     Spec("gauge", "zimage_build_info", "1, labelled with what is running", ("version", "model", "engine")),
 )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -21,6 +20,7 @@ from serve.jobs.store import store_of
 from serve.local import open_service
 from serve.settings import Settings
 from tests.api.environments import ROOT, environment, ran
+from tests.ports import free_port
 
 EXAMPLES = ROOT / "examples"
 README = (EXAMPLES / "README.md").read_text()
@@ -146,12 +146,6 @@ async def delivering(settings: Settings) -> AsyncIterator[None]:
     finally:
         await courier.close()
         await store.close()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 async def listening(port: int, seconds: float = 60) -> None:

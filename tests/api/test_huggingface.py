@@ -136,7 +136,7 @@ async def test_the_async_client_begins_with_a_picture_too(base_url):
 async def test_a_picture_alone_is_told_what_is_missing(base_url, tmp_path, as_file):
     (tmp_path / "navy.png").write_bytes(navy())
     client = InferenceClient(model=f"{base_url}{MODEL}", token="none", provider="hf-inference")
-    with pytest.raises(HfHubHTTPError, match="beside a prompt|a prompt beside it") as caught:
+    with pytest.raises(HfHubHTTPError, match=r"beside a prompt|a prompt beside it") as caught:
         await asyncio.to_thread(client.image_to_image, str(tmp_path / "navy.png") if as_file else navy())
     assert caught.value.response.status_code == 400
 

@@ -16,7 +16,8 @@ import yaml
 from ulid import ULID
 
 from tests.cluster.prometheus import PROGRAM, Prometheus
-from tests.cluster.server import ROOT, Server, free_port
+from tests.cluster.server import ROOT, Server
+from tests.ports import free_port
 
 pytestmark = [
     pytest.mark.cluster,
