@@ -134,6 +134,7 @@ def generate(wish: Wish, settings: Settings) -> None:
             "assets": AssetSettings(),
             "warmup_sizes_px": (),
             "presets": None,
+            "models": {},
         }
         local = settings.model_copy(update=alone)
         data, seconds = asyncio.run(_draw(asked, local, status))
