@@ -128,7 +128,7 @@ def generate(wish: Wish, settings: Settings) -> None:
         tempfile.TemporaryDirectory(prefix="zimage-") as scratch,
         console.status(f"loading {settings.model}") as status,
     ):
-        alone = {
+        alone: dict[str, object] = {
             "data": Path(scratch),
             "database": None,
             "assets": AssetSettings(),
