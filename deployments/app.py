@@ -12,7 +12,7 @@ from deployments.gateway import Gateway
 from deployments.nodes import home
 from deployments.placement import PlacedRouter
 from deployments.text_encoder import TextEncoder
-from serve.adapters import located
+from serve import adapters, controlnets
 from serve.assets.open import check_assets
 from serve.settings import Settings
 from serve.tracing.open import check_tracing
@@ -31,7 +31,8 @@ def build(settings: Settings) -> Application:
     """
     folder = resolve(settings)
     verify(folder)
-    settings = settings.model_copy(update={"adapters": located(settings, folder)})
+    found = {"adapters": adapters.located(settings, folder), "controlnets": controlnets.located(settings, folder)}
+    settings = settings.model_copy(update=found)
     check_assets(settings)
     check_tracing(settings)
     settings = settings.model_copy(update={"data": settings.data.resolve(), "presets": _hot_file(settings.presets)})

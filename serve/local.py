@@ -15,7 +15,7 @@ from serve.engine.embeddings import RememberingEncoder
 from serve.engine.engine import Engine
 from serve.engine.generator import Generator
 from serve.engine.identity import identity_of
-from serve.engine.open import Placement, open_adapters, open_engine, open_text_encoder
+from serve.engine.open import Placement, open_adapters, open_controlnets, open_engine, open_text_encoder
 from serve.engine.text import Embedding
 from serve.jobs.dispatcher import Dispatcher
 from serve.jobs.store import store_of
@@ -72,6 +72,7 @@ async def open_service(settings: Settings) -> AsyncIterator[LocalService]:
         await service.open()
         identity = await asyncio.to_thread(identity_of, folder, str(Placement.choose(settings)))
         await backend.generator.adapters.preload()
+        await backend.generator.controlnets.preload()
         _beat(service, settings, backend.generator, identity)
         beats = asyncio.create_task(_keep_beating(service, settings, backend.generator, identity))
         try:
@@ -81,6 +82,7 @@ async def open_service(settings: Settings) -> AsyncIterator[LocalService]:
             await service.close()
             await asyncio.to_thread(engine.stop)
             backend.generator.adapters.close()
+            backend.generator.controlnets.close()
 
 
 def _load(
@@ -88,8 +90,9 @@ def _load(
 ) -> tuple[LocalBackend, Engine]:
     placement = Placement.choose(settings)
     adapters = open_adapters(settings, folder, placement)
-    engine = open_engine(settings, folder, placement, set_aside=adapters.most_bytes)
-    generator = Generator(engine, assets, files, settings, adapters)
+    controlnets = open_controlnets(settings, folder, placement)
+    engine = open_engine(settings, folder, placement, set_aside=adapters.most_bytes + controlnets.most_bytes)
+    generator = Generator(engine, assets, files, settings, adapters, controlnets)
     return LocalBackend(open_text_encoder(settings, folder, placement), generator, texts), engine
 
 
@@ -111,4 +114,4 @@ def _beat(service: Dispatcher, settings: Settings, generator: Generator, identit
         engine=identity,
         slots=settings.scheduler.window,
     )
-    service.heartbeat(generator.adapters.report(generator.engine.report(denoiser, settings.cap_px)))
+    service.heartbeat(generator.report(denoiser, settings.cap_px))

@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BaseModel, ByteSize, ConfigDict, Field, mod
 
 from serve.access_settings import AccessSettings
 from serve.adapter_settings import Adapter, AdapterName
+from serve.controlnet_settings import ControlNet, ControlNetName
 
 EMBEDDED = "embedded"
 SECRET_VARIABLE = "ZIMAGE_SECRET_KEY"
@@ -205,6 +206,12 @@ class Settings(_Section):
     )
     adapter_bytes: ByteSize = Field(
         ByteSize(2 << 30), ge=1 << 20, description="of adapters kept in a Denoiser's memory, least recently used go"
+    )
+    controlnets: dict[ControlNetName, ControlNet] = Field(
+        {}, description="ControlNets by name: a file, a folder or a hub id, or {weights, file, scale, preload}"
+    )
+    controlnet_bytes: ByteSize = Field(
+        ByteSize(8 << 30), ge=1 << 20, description="of ControlNets kept in a Denoiser's memory, least recently used go"
     )
     public_url: str | None = Field(None, pattern=r"^https?://[^\s]+[^/]$", description="base of links; default: Host")
     secret_key: str | None = Field(None, min_length=32, description="signs links; default: a secret in `data`")

@@ -44,6 +44,7 @@ class ReplicaState:
     VRAM in bytes: `used` by tensors, `reserved` by the process, `total` that it may use; None on a CPU. `max_px` is the
     side of the largest square that fits into it, with guidance `max_guided_px`; None where memory is no limit.
     `adapters` are those that it serves, by name with the digest of their files; `adapters_held` are in its memory.
+    So are `controlnets` and `controlnets_held`.
     """
 
     replica_id: str
@@ -63,6 +64,8 @@ class ReplicaState:
     max_guided_px: int | None = None
     adapters: dict[str, str] = field(default_factory=dict)
     adapters_held: tuple[str, ...] = ()
+    controlnets: dict[str, str] = field(default_factory=dict)
+    controlnets_held: tuple[str, ...] = ()
 
     def takes(self, request: ImageRequest) -> bool:
         """Whether its memory can."""
