@@ -21,7 +21,14 @@ router = APIRouter(tags=["Hugging Face"])
 
 _OWN = ("inputs", "parameters")
 _ONE_PICTURE = ("n", "stream", "response_format")
-_FROM_TEXT = ("image", "mask", "strength")  # of pictures that begin with another
+_FROM_TEXT = (
+    "image",
+    "mask",
+    "strength",
+    "controlnet",
+    "control_image",
+    "controlnet_conditioning_scale",
+)  # need a file
 _APART = (*_ONE_PICTURE, *_FROM_TEXT, "width", "height")
 
 

@@ -208,7 +208,8 @@ class ZImageTransformer:
         Yields after each part is launched, not finished; what it yields last is the velocity. Between two parts any
         other forward may run, and the rest may be left undone.
         """
-        first, extension, net = rows[0], rows[0].extension, rows[0].control and rows[0].control.net
+        first, extension, control = rows[0], rows[0].extension, rows[0].control
+        net = None if control is None else control.net
         inputs = [
             [row.latents for row in rows],
             [row.caption.tokens for row in rows],

@@ -150,7 +150,7 @@ def test_an_adapter_changes_what_it_shares_with_the_model(crowd: Crowd, referenc
 
 
 def test_a_mixed_crowd_equals_diffusers(crowd: Crowd, reference: Draw) -> None:
-    """Of one shape: ControlNets, adapters and guidance keep them apart; pictures and scales of one ControlNet do not."""
+    """Of one shape: ControlNets, adapters and guidance keep them apart; control pictures and their scales do not."""
     asked = [
         request(1, "plain"),
         request(2, None),
