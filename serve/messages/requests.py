@@ -61,8 +61,9 @@ class ImageRequest:
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """Names of all input pictures that it needs."""
-        return tuple(name for name in (self.image, self.mask, self.control_image) if name is not None)
+        """Names of all input pictures that it needs, each once: it may follow the one that it begins with."""
+        names = dict.fromkeys((self.image, self.mask, self.control_image))
+        return tuple(name for name in names if name is not None)
 
     def said(self) -> dict[str, Any]:
         """All fields, without those that came later where they say nothing: hashes from before them stay good."""
