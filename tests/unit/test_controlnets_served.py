@@ -3,28 +3,46 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 from ulid import ULID
 
+from serve.controlnets import ControlNetFile, open_files
+from serve.engine.adapters import Adapters
+from serve.engine.controlnet import ControlNet, load
+from serve.engine.open import Placement, load_transformer, open_controlnets
 from serve.engine.zimage import Row, ZImageTransformer
 from serve.local import LocalService, open_service
-from serve.messages import ImageRequest, Submission, Succeeded, Terminal
-from serve.settings import Settings
+from serve.messages import ImageRequest, Phase, ReplicaState, Submission, Succeeded, Terminal
+from serve.settings import EMBEDDED_FOLDER, Settings
 from tests import control_files
 from tests.exactness import inputs
 
 PLAIN = ImageRequest(model="z-image-turbo", prompt="a red fox", width=64, height=64, steps=6, seed=1)
-Rows = set[tuple[str, float, str] | None]
+Shelf = Adapters[ControlNetFile, ControlNet]
 
 
 @pytest.fixture
-async def service(tmp_path: Path) -> AsyncIterator[LocalService]:
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[Shelf]:
+    """The service's ControlNets."""
+    found: list[Shelf] = []
+
+    def opening(*args: Any) -> Shelf:
+        found.append(open_controlnets(*args))
+        return found[0]
+
+    monkeypatch.setattr("serve.local.open_controlnets", opening)
+    return found
+
+
+@pytest.fixture
+async def service(opened: list[Shelf], tmp_path: Path) -> AsyncIterator[LocalService]:
     folders = {name: str(control_files.write(tmp_path / name, name)) for name in ("plain", "own", "bare")}
     options = {
         "data": tmp_path / "data",
@@ -41,15 +59,13 @@ async def service(tmp_path: Path) -> AsyncIterator[LocalService]:
 @pytest.fixture
 def steps(monkeypatch: pytest.MonkeyPatch) -> list[set[str | None]]:
     """The names of each step's ControlNets."""
-    seen: list[set[str | None]] = []
+    seen = list[set[str | None]]()
     segments = ZImageTransformer.segments
 
     def watched(self: ZImageTransformer, rows: list[Row], parts: int) -> Iterator[Tensor]:
         seen.append({row.control and row.control.net.name for row in rows})
-        sizes.append(len(rows))
         return segments(self, rows, parts)
 
-    sizes: list[int] = []
     monkeypatch.setattr(ZImageTransformer, "segments", watched)
     return seen
 
@@ -78,34 +94,41 @@ async def test_a_step_has_one_controlnet_or_none(service: LocalService, steps: l
     assert {name for names in steps for name in names} == {None, "plain", "own"}
 
 
-async def test_pictures_and_scales_of_one_controlnet_share_steps(
-    service: LocalService, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Deterministic: the step loop waits at a gate until all of them are aboard."""
-    engine, gate, together = service.backend.generator.engine, threading.Event(), list[int]()  # type: ignore[attr-defined]
-    segments, receive = ZImageTransformer.segments, type(engine)._receive
+@pytest.mark.parametrize("kind", control_files.KINDS)
+def test_rows_of_one_controlnet_are_as_if_alone(tmp_path: Path, kind: str) -> None:
+    """Whatever their pictures, scales, captions and steps are, and in how many parts the step is taken."""
+    placement = Placement(torch.device("cpu"), torch.float32)
+    folder = control_files.write(tmp_path / kind, kind)
+    files = open_files(Settings.model_validate({"controlnets": {kind: str(folder)}}), EMBEDDED_FOLDER)
+    net, transformer = (
+        load(files[kind], placement.device, placement.dtype),
+        load_transformer(EMBEDDED_FOLDER, placement),
+    )
+    generator = torch.Generator().manual_seed(1)
+    schedule, rows = transformer.schedule(4, 20), list[Row]()
+    for step, scale in enumerate((0.0, 0.7, 1.6)):
+        caption = transformer.caption(torch.randn(20, transformer.embedding_size, generator=generator))
+        control = transformer.control(net, torch.randn(16, 8, 10, generator=generator), scale, 4)
+        noise = transformer.noise(step, 64, 80)
+        rows.append(Row(noise, caption, schedule, step, 64, 80, control=control))
+    together = transformer.velocity(rows)
+    for row, velocity in zip(rows, together, strict=True):
+        assert torch.allclose(transformer.velocity([row])[0], velocity, atol=1e-4)
+    *_, in_parts = transformer.segments(rows, 3)
+    assert torch.equal(in_parts, together)
+    plain = transformer.velocity([replace(row, control=None) for row in rows])
+    assert torch.allclose(plain[0], together[0], atol=1e-4)
+    assert not torch.allclose(plain[1], together[1], atol=1e-2)
 
-    def watched(self: ZImageTransformer, rows: list[Row], parts: int) -> Iterator[Tensor]:
-        together.append(len({row.control.strength.item() for row in rows if row.control}))
-        return segments(self, rows, parts)
 
-    def all_aboard(self: object) -> None:
-        receive(engine)
-        while not gate.is_set() and engine._flights:
-            gate.set() if len(engine._flights) == 3 else receive(engine)
-
-    monkeypatch.setattr(ZImageTransformer, "segments", watched)
-    monkeypatch.setattr(type(engine), "_receive", all_aboard)
-    asked = [controlled("plain", seed, scale) for seed, scale in ((1, 0.3), (2, 0.8), (3, 1.2))]
-    ends = await asyncio.gather(*(draw(service, request) for request in asked))
-    assert all(isinstance(end, Succeeded) for end in ends)
-    assert set(together) == {3}
-
-
-async def test_the_least_recently_used_one_goes(service: LocalService) -> None:
-    controlnets = service.backend.generator.controlnets  # type: ignore[attr-defined]
+async def test_the_least_recently_used_one_goes(opened: list[Shelf], service: LocalService) -> None:
+    (controlnets,) = opened
     for seed, name in enumerate(("plain", "bare", "plain", "own")):
         assert isinstance(await draw(service, controlled(name, seed)), Succeeded)
-        assert name in controlnets._held
+        assert name in held(controlnets)
         assert controlnets.nbytes <= 12_000_000
-    assert "bare" not in controlnets._held
+    assert "bare" not in held(controlnets)
+
+
+def held(controlnets: Shelf) -> tuple[str, ...]:
+    return controlnets.report(ReplicaState(replica_id="x", role="denoiser", phase=Phase.READY)).controlnets_held

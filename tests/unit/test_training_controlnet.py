@@ -1,4 +1,4 @@
-"""The recipe of the shipped ControlNet: what it learns from, a few steps of everything, and what the shipped one does."""
+"""The recipe of the shipped ControlNet: what it learns from, a few steps of everything, and what it does."""
 
 from __future__ import annotations
 
@@ -80,6 +80,6 @@ def drawn(pipe: object, prompt: str, seed: int, **more: object) -> torch.Tensor:
 
 
 def alike(one: torch.Tensor, other: torch.Tensor) -> float:
-    """The correlation of how much line there is in each square of 4 pixels: 1 is the same, 0 has nothing to do with it."""
+    """The correlation of how much line there is in each square of 4 pixels, 1 where they are the same."""
     cells = [torch.nn.functional.avg_pool2d(it[:, :1], 4).flatten() for it in (one, other)]
     return float(torch.corrcoef(torch.stack(cells))[0, 1])
