@@ -107,7 +107,7 @@ class Callers:
         return seconds
 
     async def _one(self) -> None:
-        request = ImageRequest(model="m", prompt="a red fox", width=128, height=128, steps=8, seed=1)
+        request = ImageRequest(model="z-image-turbo", prompt="a red fox", width=128, height=128, steps=8, seed=1)
         submission = Submission(job_id=str(ULID()), request=request, prompt_tokens=20)
         await self._service.submit(submission)
         events = [event async for event in self._service.watch(submission.job_id)]

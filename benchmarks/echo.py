@@ -123,7 +123,7 @@ async def serve_in_one_process(port: int, data: Path) -> None:
     encoder = open_text_encoder(settings, folder, Placement.choose(settings))
     generator = Generator(engine, assets, ThreadPoolExecutor(2, "files"), settings)  # type: ignore[arg-type]
     backend = LocalBackend(encoder, generator, ThreadPoolExecutor(1, "text"))
-    service = backend.service = LocalService(settings, backend, assets, folder)
+    service = backend.service = LocalService(settings, backend, assets, {settings.served_model_name: folder})
     await service.open()
     app = create_app(service, assets, service.prompts, settings)
     config = uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning", lifespan="off", access_log=False)

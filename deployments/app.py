@@ -1,5 +1,6 @@
 """Wiring and nothing else: which process is built from what."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from ray import serve
@@ -29,16 +30,32 @@ def build(settings: Settings) -> Application:
 
     Ray Serve reads the annotation of `settings` at run time, so it must not be a string.
     """
-    folder = resolve(settings)
-    verify(folder)
-    found = {"adapters": adapters.located(settings, folder), "controlnets": controlnets.located(settings, folder)}
-    settings = settings.model_copy(update=found)
+    folders = {model: resolve(settings.of(model)) for model in settings.served}
+    for folder in folders.values():
+        verify(folder)
+    settings = _with_files(settings, folders)
     check_assets(settings)
     check_tracing(settings)
     settings = settings.model_copy(update={"data": settings.data.resolve(), "presets": _hot_file(settings.presets)})
     placed = RequestRouterConfig(request_router_class=f"{PlacedRouter.__module__}.{PlacedRouter.__name__}")
     node = home(settings)
-    text_encoder = serve.deployment(TextEncoder).bind(settings, folder, node)
-    denoiser = serve.deployment(Denoiser, request_router_config=placed).bind(settings, folder, node)
-    dispatcher = serve.deployment(Dispatcher).bind(settings, text_encoder, denoiser, node)
-    return serve.deployment(serve.ingress()(Gateway)).bind(settings, folder, dispatcher, node)
+    text_encoders, denoisers = {}, {}
+    for model, folder in folders.items():
+        own, tail = settings.of(model), settings.tail(model)
+        encoder = serve.deployment(TextEncoder, name=f"TextEncoder{tail}")
+        denoiser = serve.deployment(Denoiser, name=f"Denoiser{tail}", request_router_config=placed)
+        text_encoders[model] = encoder.bind(own, folder, node)
+        denoisers[model] = denoiser.bind(own, folder, node)
+    dispatcher = serve.deployment(Dispatcher).bind(settings, text_encoders, denoisers, node)
+    return serve.deployment(serve.ingress()(Gateway)).bind(settings, folders, dispatcher, node)
+
+
+def _with_files(settings: Settings, folders: Mapping[str, Path]) -> Settings:
+    """With the paths of each model's adapters and ControlNets."""
+    found = {model: _located(settings.of(model), folder) for model, folder in folders.items()}
+    models = {model: of.model_copy(update=found[model]) for model, of in settings.models.items()}
+    return settings.model_copy(update={**found[settings.served_model_name], "models": models})
+
+
+def _located(settings: Settings, folder: Path) -> dict[str, object]:
+    return {"adapters": adapters.located(settings, folder), "controlnets": controlnets.located(settings, folder)}

@@ -81,6 +81,12 @@ def _for_load(load: float) -> int:
     return math.ceil((load - IDLE) / BUSY) if load > IDLE else 0
 
 
+def role_of(deployment: str) -> str | None:
+    """As the Dispatcher tells of it: what a further model's deployments are called ends with its name."""
+    name, dash, model = deployment.partition("-")
+    return ROLES[name] + dash + model if name in ROLES else None
+
+
 def policy(
     contexts: Mapping[DeploymentID, AutoscalingContext],
 ) -> tuple[dict[DeploymentID, int | float], dict[DeploymentID, dict[str, Any]]]:
@@ -89,7 +95,7 @@ def policy(
     targets: dict[DeploymentID, int | float] = {}
     states: dict[DeploymentID, dict[str, Any]] = {}
     for deployment, context in contexts.items():
-        if (role := ROLES.get(context.deployment_name)) is None:
+        if (role := role_of(context.deployment_name)) is None:
             if context.deployment_name != SOURCE:  # Gateways, by open requests
                 targets[deployment], states[deployment] = replica_queue_length_autoscaling_policy(context)
             continue
@@ -98,6 +104,10 @@ def policy(
         if (demand := understood(role, numbers)) is None:
             states[deployment] = {"history": replace(history, at=now)}
             continue
+        if (
+            demand.ready < 1 and context.target_num_replicas > 0
+        ):  # they are starting, for longer than a quiet time perhaps
+            history = History.begun(now, context.target_num_replicas)
         bounds = Bounds(context.capacity_adjusted_min_replicas, context.capacity_adjusted_max_replicas)
         pace = Pace(numbers["drain_s"], numbers["quiet_s"])
         targets[deployment], history = decide(demand, bounds, pace, history, now)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from ray.serve.schema import ServeDeploySchema
 
-from deployments.scaling import check_scaling
+from deployments.scaling import SCALED, check_scaling
 from serve.document import Document, Key, NoDocument, Problem, read_text, suggestion
 from serve.errors import ConfigError
 from serve.presets.catalog import check_file, problems_of
@@ -110,13 +110,26 @@ def _check_application(document: Document, application: Any, at: Key) -> Iterato
     if application.get("import_path") not in (None, IMPORT_PATH):
         found = application["import_path"]
         yield document.problem((*at, "import_path"), f"is {found!r}", f"it must be {IMPORT_PATH}")
-    yield from document.check(Settings, application.get("args") or {}, (*at, "args"))
-    for i, deployment in enumerate(application.get("deployments") or []):
-        name = deployment.get("name") if isinstance(deployment, dict) else None
-        if name is not None and name not in DEPLOYMENTS:
-            hint = suggestion(str(name), DEPLOYMENTS) or f"they are {', '.join(DEPLOYMENTS)}"
+    args = application.get("args") or {}
+    yield from document.check(Settings, args, (*at, "args"))
+    models = args.get("models") if isinstance(args, dict) else None
+    names = deployments_of(models if isinstance(models, dict) else {})
+    given = [name.get("name") if isinstance(name, dict) else None for name in application.get("deployments") or []]
+    for i, name in enumerate(given):
+        if name is not None and name not in names:
+            hint = suggestion(str(name), names) or f"they are {', '.join(names)}"
             yield document.problem((*at, "deployments", i, "name"), f"there is no deployment {name!r}", hint)
+    for name in names[len(DEPLOYMENTS) :]:
+        if name not in given:  # Ray's own numbers for it would fit nothing
+            first, _, model = name.partition("-")
+            hint = f"copy what {first} has"
+            yield document.problem((*at, "args", "models", model), f"deployments have no {name!r}", hint)
     yield from check_scaling(document, application, at)
+
+
+def deployments_of(models: Iterable[str]) -> tuple[str, ...]:
+    """By name: those of the first model, and two for each other."""
+    return *DEPLOYMENTS, *(f"{name}-{model}" for model in models for name in SCALED)
 
 
 def main() -> None:

@@ -35,6 +35,7 @@ class Denoiser:
         placement = Placement.choose(settings)
         state = ReplicaState(
             replica_id=replica_id(),
+            model=settings.served_model_name,
             role="denoiser",
             phase=Phase.LOADING,
             device=str(placement),
@@ -51,6 +52,7 @@ class Denoiser:
             lambda done: self._membership.progress(Phase.WARMING_UP, done),
             adapters.most_bytes + controlnets.most_bytes,
         )
+        adapters.recorder = self._membership.recorder
         await adapters.preload()
         await controlnets.preload()
         self._engine.recorder = self._membership.recorder

@@ -17,9 +17,11 @@ from serve import logs
 from serve.access.keys import ApiKey
 from serve.api.webhooks import open_courier
 from serve.assets.open import open_assets
+from serve.jobs.backends import Backends
 from serve.jobs.backlog import told
 from serve.jobs.dispatcher import Dispatcher as Jobs
 from serve.jobs.outboxes import Outboxes
+from serve.jobs.pool import homes
 from serve.jobs.store import store_of
 from serve.messages import (
     AssetQuery,
@@ -36,7 +38,7 @@ from serve.messages import (
     Tally,
     TaskReport,
 )
-from serve.metrics.statistics import Statistics
+from serve.metrics.statistics import ModelStatistics
 from serve.quota import Usage
 from serve.settings import Settings
 
@@ -47,7 +49,11 @@ GATEWAYS_TELL_S = 2.0  # one that does not poll within this time has died, or ha
 
 class Dispatcher:
     async def __init__(  # type: ignore[misc]  # Ray Serve awaits it
-        self, settings: Settings, text_encoder: DeploymentHandle, denoiser: DeploymentHandle, node: str | None = None
+        self,
+        settings: Settings,
+        text_encoders: dict[str, DeploymentHandle],
+        denoisers: dict[str, DeploymentHandle],
+        node: str | None = None,
     ) -> None:
         nodes.stay(node)
         self._node = node
@@ -55,7 +61,10 @@ class Dispatcher:
         self._warnings: tuple[str, ...] = ()
         logs.configure(settings.log_format, process_name())
         store = store_of(settings)
-        self._jobs = Jobs(settings, RemoteBackend(text_encoder, denoiser), store, open_assets(settings))
+        backends = {
+            name: RemoteBackend(text_encoders[model], denoisers[model]) for name, model in homes(settings).items()
+        }
+        self._jobs = Jobs(settings, Backends(backends), store, open_assets(settings))
         await self._jobs.open(nodes.session())
         await self._jobs.check_way_in(await bound_host())
         self._webhooks = open_courier(settings, store, self._jobs.accounting.webhook)
@@ -85,7 +94,7 @@ class Dispatcher:
         self._jobs.counted(gateway_id, tally)
         return *await self._outboxes.poll(gateway_id, epoch, acknowledged, left, POLL_S), self._announced
 
-    async def statistics(self) -> Statistics:
+    async def statistics(self) -> dict[str, ModelStatistics]:
         return await self._jobs.statistics()
 
     async def metrics(self, gateway_id: str, tally: Tally | None) -> str:

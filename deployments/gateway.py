@@ -26,7 +26,7 @@ SWEEP_EVERY_S, KEEP_PREVIEWS_S = 600.0, 3600.0
 
 class Gateway:
     async def __init__(  # type: ignore[misc]  # Ray Serve awaits it
-        self, settings: Settings, folder: Path, dispatcher: DeploymentHandle, node: str | None = None
+        self, settings: Settings, folders: dict[str, Path], dispatcher: DeploymentHandle, node: str | None = None
     ) -> None:
         nodes.stay(node)
         logs.configure(settings.log_format, process_name())
@@ -38,7 +38,7 @@ class Gateway:
         self._service.open(self._hot.look)
         self._watching = detached(self._hot.watch())
         self._assets = open_assets(settings)
-        self._prompts = PromptTokens(folder / "tokenizer")
+        self._tokenizers = {model: PromptTokens(folder / "tokenizer") for model, folder in folders.items()}
         self._sweeping = detached(self._sweep_previews())
         self._exposed = not is_loopback(await bound_host())
 
@@ -47,8 +47,9 @@ class Gateway:
         return create_app(
             self._service,
             self._assets,
-            self._prompts,
+            self._tokenizers[self._settings.served_model_name],
             self._settings,
+            tokenizers=self._tokenizers,
             presets=self._presets,
             hot=self._hot,
             echo_request_id=False,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
+from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
 from serve.messages import Task
 
@@ -14,15 +14,24 @@ class Roster:
 
     def __init__(self) -> None:
         self._seen: frozenset[str] = frozenset()
-        self._now: frozenset[str] = frozenset()
+        self._now: Mapping[str, frozenset[str]] = {}
 
-    def update(self, ids: frozenset[str]) -> None:
-        """Called in the router's thread: names are bound anew, sets never changed."""
-        left = self._seen - self._now
-        self._seen, self._now = self._now | ids | (left if len(left) < REMEMBERED else frozenset()), ids
+    def update(self, ids: frozenset[str], deployment: str = "Denoiser") -> None:
+        """Called in a router's thread, for its own deployment: names are bound anew, sets never changed."""
+        before = self._all()
+        self._now = {**self._now, deployment: ids}
+        left = self._seen - before
+        self._seen = before | ids | (left if len(left) < REMEMBERED else frozenset())
+
+    def died(self, replica_id: str) -> None:
+        """Ray says so before Ray Serve's next list does; its process may live on, where its node was cut off."""
+        self.update(self._now - {replica_id})
 
     def withdrawn(self, replica_id: str) -> bool:
-        return replica_id in self._seen and replica_id not in self._now
+        return replica_id in self._seen and replica_id not in self._all()
+
+    def _all(self) -> frozenset[str]:
+        return frozenset[str]().union(*self._now.values())
 
 
 REMEMBERED = 1000
@@ -37,7 +46,12 @@ class PlacedRouter(RequestRouter):  # type: ignore[misc]
 
     def update_replicas(self, replicas: list[RunningReplica]) -> None:
         super().update_replicas(replicas)
-        ROSTER.update(frozenset(replica.replica_id.unique_id for replica in replicas))
+        ids = frozenset(replica.replica_id.unique_id for replica in replicas)
+        ROSTER.update(ids, self._deployment_id.name)
+
+    def on_replica_actor_died(self, replica_id: ReplicaID) -> None:
+        super().on_replica_actor_died(replica_id)
+        ROSTER.died(replica_id.unique_id)
 
     async def choose_replicas(
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import structlog
 from grpc.aio import AioRpcError
-from ray.exceptions import RayActorError, RayError, RayTaskError, TaskCancelledError
+from ray.exceptions import ActorDiedError, RayActorError, RayError, RayTaskError, TaskCancelledError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
@@ -45,7 +45,7 @@ from serve.messages import (
     TaskReport,
     Terminal,
 )
-from serve.metrics.statistics import Statistics
+from serve.metrics.statistics import ModelStatistics
 from serve.metrics.tally import Recorder
 from serve.quota import Usage
 
@@ -98,7 +98,8 @@ class RemoteBackend:
             await self._stop(response)
             raise
         except RayActorError as error:
-            raise ReplicaGone(task.replica_id, killed=KILLED in str(error)) from error
+            dead = isinstance(error, ActorDiedError)
+            raise ReplicaGone(task.replica_id, killed=KILLED in str(error), dead=dead) from error
         except (TaskCancelledError, RayServeException, RayError) as error:
             if isinstance(error, RayTaskError) and not _upstream_died(error):
                 raise
@@ -195,7 +196,7 @@ class RemoteService:
             if mailbox.ended:
                 asyncio.get_running_loop().call_later(KEEP_ENDED_S, self._tidy, submission.job_id, mailbox)
         except QueueFull as refusal:
-            self._refusals.heard(refusal, submission.user)
+            self._refusals.heard(refusal, submission)
             raise
         finally:
             if job_id != submission.job_id:
@@ -208,7 +209,7 @@ class RemoteService:
         try:
             self._refusals.check(submission)
         except QueueFull as refusal:
-            self.recorder.count("zimage_refusals_total", refusal.code)
+            self.recorder.count("zimage_refusals_total", submission.request.model, refusal.code)
             raise
 
     async def watch(self, job_id: str, after: int = 0) -> AsyncIterator[Event]:
@@ -288,8 +289,8 @@ class RemoteService:
     async def hold(self, paused: bool) -> None:
         await self._call(lambda: self._dispatcher.hold.remote(paused))
 
-    async def statistics(self) -> Statistics:
-        statistics: Statistics = await self._call(self._dispatcher.statistics.remote)
+    async def statistics(self) -> dict[str, ModelStatistics]:
+        statistics: dict[str, ModelStatistics] = await self._call(self._dispatcher.statistics.remote)
         return statistics
 
     async def metrics(self) -> str:

@@ -20,15 +20,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import yaml
 
 from deployments.leftovers import end, watch
+from deployments.vitals import lost
 from serve.access_settings import is_loopback
 from serve.assets.open import check_assets
 from serve.errors import ConfigError, ZImageError
-from serve.jobs.keys import check_way_in, opened_keys
+from serve.jobs.way_in import check_way_in, opened_keys
 from serve.port import check_port
 from serve.settings import Settings
 from serve.tracing.open import check_tracing
@@ -36,6 +37,8 @@ from serve.weights import bytes_of, resolve, verify
 
 if TYPE_CHECKING:
     from ray.serve.schema import ApplicationStatusOverview
+
+T = TypeVar("T")
 
 ROOT = Path(__file__).parents[1]
 OBJECT_STORE_BYTES = 200 << 20
@@ -96,7 +99,7 @@ def run(config: Path, port: int | None, data: Path | None, ray_metrics_port: int
                 _deploy(rendered)
                 _wait_until_ready(start)
                 print(_welcome(start, time.monotonic() - began), flush=True)
-                _stop.wait()
+                _wait_until_stopped()
         except KeyboardInterrupt:
             print("stopped", flush=True)
 
@@ -105,14 +108,17 @@ def prepare(config: Path, port: int | None, data: Path | None) -> Start:
     from deployments.config import read, render  # noqa: PLC0415 - imports Ray, which reads the environment
 
     served = read(config)
-    folder = resolve(served.settings)
-    verify(folder)
+    folders = {model: resolve(served.settings.of(model)) for model in served.settings.served}
+    for folder in folders.values():
+        verify(folder)
     where = (data or served.settings.data).expanduser()
     check_writable(where)
     check_assets(served.settings)
     check_tracing(served.settings)
     asyncio.run(_check_way_in(served.settings.model_copy(update={"data": where}), served.host))
-    summary = f"{config}: model {served.settings.model} ({bytes_of(folder) / 1e6:,.1f} MB), data in {where.absolute()}"
+    models = ((served.settings.of(model).model, bytes_of(folder)) for model, folder in folders.items())
+    weights = ", ".join(f"model {model} ({size / 1e6:,.1f} MB)" for model, size in models)
+    summary = f"{config}: {weights}, data in {where.absolute()}"
     return Start(served.host, port or served.port, render(config, port, data), summary)
 
 
@@ -150,6 +156,7 @@ def set_environment() -> None:
         "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
         "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",  # of its default, an idle controller takes a tenth of a core
         "RAY_SERVE_QUEUE_LENGTH_RESPONSE_DEADLINE_S": "1",  # of its default, a busy machine warns without end
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "deployments.proxy.configure",  # half-open connections end
         "PYTHONPATH": os.pathsep.join(path),
     }
 
@@ -201,18 +208,30 @@ def _ray(metrics_port: int | None) -> Iterator[None]:
         _unblock_stops()
         yield
     finally:
-        print("stopping", flush=True)  # and no more: Ray reports its own end as failures
-        with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
-            in_time = _within(HAND_BACK_S, _hand_back) and _within(STOP_S, serve.shutdown)
-        if not in_time:  # Ray would abort this process under a call that still runs; `watch` ends what is left
-            print("stopped", flush=True)
-            os._exit(0)
-        with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
-            ray.shutdown()
+        print("stopping", flush=True)
+        if not _quietly(lambda: _within(HAND_BACK_S, _hand_back) and _within(STOP_S, serve.shutdown)):
+            print("stopped", flush=True)  # Ray would abort this process under a call that still runs
+            os._exit(0)  # `watch` ends what is left
+        _quietly(ray.shutdown)
+
+
+def _wait_until_stopped() -> None:
+    """Or until Ray's own processes die, which nothing brings back: this one ends, with exit code 1."""
+    while not _stop.wait(POLL_S):
+        if dead := lost():
+            print(f"error: {dead} has died, and the service with it\nfix: start it again, jobs go on", file=sys.stderr)
+            _quietly(lambda: _within(HAND_BACK_S, _hand_back))
+            os._exit(1)  # Ray would try for a minute to reach it; `watch` ends what is left
 
 
 def _unblock_stops() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
+
+
+def _quietly(work: Callable[[], T]) -> T:
+    """Ray reports its own end as failures."""
+    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        return work()
 
 
 def _within(seconds: float, work: Callable[[], None]) -> bool:

@@ -24,7 +24,7 @@ def check_scaling(document: Document, application: dict[str, Any], at: Key) -> I
 
 
 def _check_deployment(document: Document, deployment: dict[str, Any], at: Key, by_backlog: bool) -> Iterator[Problem]:
-    name, scaling = deployment.get("name"), deployment.get("autoscaling_config")
+    name, scaling = str(deployment.get("name")).partition("-")[0], deployment.get("autoscaling_config")
     if name == "Dispatcher":
         if deployment.get("num_replicas", 1) != 1:
             yield document.problem((*at, "num_replicas"), "there is one Dispatcher", "remove it")

@@ -31,8 +31,15 @@ class TextEncoder:
         from serve.engine.open import Placement, open_text_encoder  # noqa: PLC0415
 
         placement = Placement.choose(settings)
-        state = ReplicaState(replica_id=replica_id(), role="text_encoder", phase=Phase.LOADING, device=str(placement))
+        state = ReplicaState(
+            replica_id=replica_id(),
+            model=settings.served_model_name,
+            role="text_encoder",
+            phase=Phase.LOADING,
+            device=str(placement),
+        )
         self._membership = membership = Membership(settings, state)
+        self._model = settings.served_model_name
         self._device = ThreadPoolExecutor(1, "device")
         self._idle = asyncio.Event()
         self._idle.set()
@@ -60,7 +67,7 @@ class TextEncoder:
     @serve.batch(max_batch_size=8, batch_wait_timeout_s=0.0)  # type: ignore[untyped-decorator]
     async def _encode(self, prompts: list[str]) -> list[Embedding]:
         self._idle.clear()
-        self._membership.recorder.observe("zimage_batch_size", len(prompts), "encode")
+        self._membership.recorder.observe("zimage_batch_size", len(prompts), self._model, "encode")
         try:
             return await self._on_device(self._encoder.encode, prompts)
         finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -115,17 +116,35 @@ def generate(
     size: Annotated[str | None, typer.Option(help="WxH in pixels, multiples of 16.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, max=2**53 - 1, help="Default: a random one.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, max=50, help="Default: 8.")] = None,
-    guidance: Annotated[float, typer.Option(min=0, max=20)] = 0.0,
-    negative_prompt: Annotated[str, typer.Option(help="What to avoid; needs --guidance.")] = "",
+    guidance: Annotated[float | None, typer.Option(min=0, max=20, help="Default: 0, none.")] = None,
+    negative_prompt: Annotated[str | None, typer.Option(help="What to avoid; needs --guidance.")] = None,
+    image: Annotated[Path | None, typer.Option(help="A picture to begin with: a PNG, JPEG or WebP file.")] = None,
+    mask: Annotated[
+        Path | None, typer.Option(help="What of it may change: transparent, else white; of its size.")
+    ] = None,
+    strength: Annotated[
+        float | None, typer.Option(min=0.01, max=1, help="How much may change. Default: 0.6, with a mask 1.")
+    ] = None,
+    adapter: Annotated[
+        str | None, typer.Option(help="A LoRA: of --config, a .safetensors file, a folder, or a hub id.")
+    ] = None,
+    adapter_scale: Annotated[float | None, typer.Option(min=-4, max=4, help="Its strength. Default: its own.")] = None,
+    preset: Annotated[str | None, typer.Option(help="Of the presets file.")] = None,
+    style: Annotated[str | None, typer.Option(help="Of the presets file.")] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help=".png, .jpg or .webp")] = Path("out.png"),
-    model: Annotated[str, typer.Option(help="'embedded', a folder, or a hub id.")] = "embedded",
-    device: Annotated[Device, typer.Option(help="auto: a GPU where there is one.")] = Device.auto,
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
+    config: Annotated[
+        Path | None, typer.Option(help="A server's config file: its model, adapters and presets are used.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="'embedded', a folder, or a hub id. Default: of --config, else embedded.")
+    ] = None,
+    device: Annotated[Device | None, typer.Option(help="Default: auto, a GPU where there is one.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: 1.")] = None,
 ) -> None:
     """Draw one picture here and now, without a server."""
     from serve.generate import Wish  # noqa: PLC0415
     from serve.generate import generate as draw  # noqa: PLC0415
-    from serve.settings import Settings  # noqa: PLC0415
+    from serve.generate_settings import settings_for  # noqa: PLC0415
 
     wish = Wish(
         prompt=prompt,
@@ -134,9 +153,18 @@ def generate(
         steps=steps,
         guidance=guidance,
         negative_prompt=negative_prompt,
+        image=image,
+        mask=mask,
+        strength=strength,
+        adapter=adapter,
+        adapter_scale=adapter_scale,
+        preset=preset,
+        style=style,
         output=output,
     )
-    draw(wish, Settings(model=model, device=device.value, threads=threads))
+    said = {"model": model, "device": device.value if device else None, "threads": threads}
+    settings, name = settings_for(config, adapter, {key: value for key, value in said.items() if value is not None})
+    draw(replace(wish, adapter=name), settings)
 
 
 @app.command()

@@ -94,7 +94,7 @@ def _settings(config: Path, data: Path | None) -> Settings:
 
 
 def _run(settings: Settings, work: Callable[[SqlKeys], Awaitable[T]]) -> T:
-    from serve.jobs.keys import opened_keys  # noqa: PLC0415
+    from serve.jobs.way_in import opened_keys  # noqa: PLC0415
 
     async def run() -> T:
         async with opened_keys(settings) as stored:

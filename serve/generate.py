@@ -1,4 +1,4 @@
-"""`zimage generate`: one picture on the command line, by the same queue and engine that a server runs."""
+"""`zimage generate`: one picture on the command line, by the same checks, queue and engine as a server's."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 import os
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import structlog
@@ -16,8 +16,15 @@ from rich.status import Status
 from ulid import ULID
 
 from serve.api import checks
+from serve.api.generation import ImageBody, parse
+from serve.api.order import fields_without_effect, request_of
+from serve.assets.store import AssetStore
 from serve.errors import InvalidRequest, ZImageError
+from serve.inputs import Brought, Source, source
 from serve.messages import Canceled, Expired, Failed, ImageFormat, ImageRequest, Progress, Submission, Succeeded
+from serve.presets.catalog import Catalog
+from serve.presets.catalog import parse as parse_presets
+from serve.presets.choice import Choice, Wrapped
 from serve.settings import AssetSettings, Settings
 
 FORMATS: dict[str, ImageFormat] = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
@@ -25,43 +32,98 @@ FORMATS: dict[str, ImageFormat] = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wish:
-    """One picture as it is asked for; what is None becomes the model's default."""
+    """One picture as it is asked for; what is None becomes the preset's or the model's default."""
 
     prompt: str
-    size: str | None
-    seed: int | None
-    steps: int | None
-    guidance: float
-    negative_prompt: str
     output: Path
+    size: str | None = None
+    seed: int | None = None
+    steps: int | None = None
+    guidance: float | None = None
+    negative_prompt: str | None = None
+    image: Path | None = None
+    mask: Path | None = None
+    strength: float | None = None
+    adapter: str | None = None
+    adapter_scale: float | None = None
+    preset: str | None = None
+    style: str | None = None
 
-    def resolve(self, settings: Settings) -> ImageRequest:
-        """Raises InvalidRequest."""
+    def resolve(self, settings: Settings) -> Asked:
+        """Raises InvalidRequest and its kinds."""
         checks.not_blank("prompt", self.prompt)
-        width, height = checks.size(self.size, settings)
         if self.output.suffix.lower() not in FORMATS:
             raise InvalidRequest(f"cannot write {self.output}", hint=f"name it with one of {', '.join(FORMATS)}")
         if not self.output.absolute().parent.is_dir():
             raise InvalidRequest(f"there is no folder {self.output.parent}", hint=f"mkdir -p {self.output.parent}")
-        return ImageRequest(
-            model=settings.served_model_name,
-            prompt=self.prompt,
-            negative_prompt=self.negative_prompt if self.guidance else "",
-            width=width,
-            height=height,
-            steps=checks.steps(self.steps, None, settings),
-            guidance=self.guidance,
-            seed=checks.seed(self.seed, 1),
-            output_format=FORMATS[self.output.suffix.lower()],
-        )
+        body, _ = parse(ImageBody, self._fields())
+        choice = Choice.of(self._catalog(settings), None, self.preset, self.style)
+        prompt, begun = choice.wrap(self.prompt), self._source(settings)
+        request = request_of(body, choice, prompt, settings, FORMATS[self.output.suffix.lower()], Brought(begun))
+        choice.check_words(self.prompt)
+        return Asked(request, choice, prompt, begun, tuple(fields_without_effect(body, choice, request)))
+
+    def _fields(self) -> dict[str, object]:
+        """As the body of a request has them."""
+        return {
+            "prompt": self.prompt,
+            "size": self.size,
+            "seed": self.seed,
+            "num_inference_steps": self.steps,
+            "guidance_scale": self.guidance,
+            "negative_prompt": self.negative_prompt,
+            "strength": self.strength,
+            "adapter": self.adapter,
+            "adapter_scale": self.adapter_scale,
+            "preset": self.preset,
+            "style_preset": self.style,
+        }
+
+    def _catalog(self, settings: Settings) -> Catalog:
+        """Read only where it is needed: this runs in any folder."""
+        if settings.presets is None or (self.preset is None and self.style is None):
+            return Catalog()
+        text = _read("presets", settings.presets, "run it beside the file, or name a server's: --config").decode()
+        return parse_presets(str(settings.presets), text, settings)
+
+    def _source(self, settings: Settings) -> Source | None:
+        if self.image is None:
+            if self.mask is not None:
+                raise InvalidRequest("mask is given without image", hint="name the picture that it belongs to: --image")
+            return None
+        mask = None if self.mask is None else _read("mask", self.mask)
+        return source(_read("image", self.image), mask, settings.limits)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """`ignored` names what has no effect; `begun` is not stored yet, and has no name in the request."""
+
+    request: ImageRequest
+    choice: Choice
+    prompt: Wrapped
+    begun: Source | None
+    ignored: tuple[str, ...]
+
+    async def kept(self, assets: AssetStore) -> ImageRequest:
+        """With its input pictures stored. Raises InvalidRequest where a mask leaves nothing to draw."""
+        if self.begun is None:
+            return self.request
+        image, mask = self.begun.fitted(self.request.width, self.request.height)
+        for one in (image, mask):
+            if one is not None:
+                await assets.write_input(one.name, one.data)
+        return replace(self.request, image=image.name, mask=None if mask is None else mask.name)
 
 
 def generate(wish: Wish, settings: Settings) -> None:
     """Writes the picture and says how it can be made again."""
     os.environ |= {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
-    request = wish.resolve(settings)
+    asked = wish.resolve(settings)
     console = Console(stderr=True)
+    if asked.ignored:
+        console.print(f"without effect here: {', '.join(asked.ignored)}")
     with (
         tempfile.TemporaryDirectory(prefix="zimage-") as scratch,
         console.status(f"loading {settings.model}") as status,
@@ -74,19 +136,21 @@ def generate(wish: Wish, settings: Settings) -> None:
             "presets": None,
         }
         local = settings.model_copy(update=alone)
-        data, seconds = asyncio.run(_draw(request, local, status))
+        data, seconds = asyncio.run(_draw(asked, local, status))
     wish.output.write_bytes(data)
-    made = f"{request.width}x{request.height}, {request.steps} steps, seed {request.seed}"
+    request = asked.request
+    made = f"{request.width}x{request.height}, {request.steps_taken} steps, seed {request.seed}"
     print(f"{wish.output}: {made}, drawn in {seconds:.1f} s")
 
 
-async def _draw(request: ImageRequest, settings: Settings, status: Status) -> tuple[bytes, float]:
+async def _draw(asked: Asked, settings: Settings, status: Status) -> tuple[bytes, float]:
     """The file's bytes, and the seconds from submission to file."""
     from serve.local import open_service  # noqa: PLC0415 - imports torch: not before the request is known to be right
 
     async with open_service(settings) as service:
-        tokens = checks.text("prompt", request.prompt, settings.limits, service.prompts)
-        checks.text("negative_prompt", request.negative_prompt, settings.limits, service.prompts)
+        tokens = checks.wrapped_text(asked.prompt, asked.choice, settings.limits, service.prompts)
+        checks.text("negative_prompt", asked.request.negative_prompt, settings.limits, service.prompts)
+        request = await asked.kept(service.assets)
         submission = Submission(job_id=str(ULID()), request=request, prompt_tokens=tokens)
         began = time.perf_counter()
         await service.submit(submission)
@@ -101,3 +165,10 @@ async def _draw(request: ImageRequest, settings: Settings, status: Status) -> tu
                 case Canceled():
                     break
     raise ZImageError("the picture was not drawn: the service stopped")
+
+
+def _read(what: str, path: Path, hint: str = "name a file that is there") -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InvalidRequest(f"{what}: cannot read {path}: {error.strerror}", hint=hint) from error

@@ -8,7 +8,16 @@ from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ByteSize, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ByteSize,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from serve.access_settings import AccessSettings
 from serve.adapter_settings import Adapter, AdapterName
@@ -16,7 +25,8 @@ from serve.controlnet_settings import ControlNet, ControlNetName
 
 EMBEDDED = "embedded"
 SECRET_VARIABLE = "ZIMAGE_SECRET_KEY"
-RESERVED_MODEL_NAMES = ("text_encoder", "denoiser", "stats", ".", "..")
+ROLES = ("text_encoder", "denoiser")
+RESERVED_MODEL_NAMES = (*ROLES, "stats", ".", "..")
 EMBEDDED_FOLDER = Path(__file__).parent / "engine" / "tiny"
 
 Pixels = Annotated[int, Field(ge=64, le=4096, multiple_of=16)]
@@ -47,7 +57,7 @@ def _host_or_network(text: str) -> str:
     return text
 
 
-ModelName = Annotated[str, AfterValidator(_free_under_v2)]
+ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$"), AfterValidator(_free_under_v2)]
 WebhookSecret = Annotated[str, AfterValidator(_webhook_secret)]
 AllowedHost = Annotated[str, AfterValidator(_host_or_network)]
 
@@ -100,6 +110,9 @@ class LimitSettings(_Section):
     max_n: int = Field(10, ge=1, le=10)
     image_bytes: int = Field(20 << 20, ge=1024, description="of an input picture's file; a mask may have as many")
     image_pixels: int = Field(50_000_000, ge=4096, description="of an input picture, checked before it is decoded")
+
+
+OF_ALL_MODELS = {"body_bytes", "json_depth", "image_bytes", "image_pixels"}  # read before the model is known
 
 
 class AutoscalingSettings(_Section):
@@ -175,20 +188,11 @@ class TracingSettings(_Section):
     service_name: str = Field("zimage", min_length=1)
 
 
-class Settings(_Section):
-    """Everything that needs a restart to change."""
+class ModelSettings(_Section):
+    """What a model is, and how it is served: of the first one in the settings themselves, of others under `models`."""
 
     model: str = Field(EMBEDDED, min_length=1, description="'embedded', a folder, or a hub id")
-    served_model_name: ModelName = Field("z-image-turbo", pattern=r"^[A-Za-z0-9._-]{1,64}$")
-    model_aliases: tuple[str, ...] = ("gpt-image-1", "gpt-image-1-mini", "gpt-image-1.5", "dall-e-3", "dall-e-2")
-    data: Path = Field(Path("data"), description="assets, jobs and the link secret")
-    shared_data: bool = Field(False, description="every node sees the same `data` folder, such as NFS")
-    database: str | None = Field(
-        None, pattern=r"^postgresql\+psycopg://", description="of jobs; default: SQLite in `data`"
-    )
-    jobs_ttl_s: int = Field(30 * 24 * 3600, ge=1, description="ended jobs are forgotten after this long")
-    log_format: Literal["console", "json"] = "console"
-    log_prompts: bool = Field(False, description="prompts in the log lines of jobs")
+    model_aliases: tuple[str, ...] = Field((), description="other names that clients may send for it")
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp8"] = "auto"
     vram_limit: ByteSize | None = Field(None, ge=1 << 20, description="of the GPU's memory, for one Denoiser: '24GB'")
@@ -197,6 +201,7 @@ class Settings(_Section):
     max_side_px: Pixels | None = None
     default_steps: int = Field(8, ge=1, le=50)
     default_guidance: float = Field(0.0, ge=0, le=20, description="of requests that ask for none")
+    default_cfg_normalization: float = Field(0.0, ge=0, le=10, description="of guided requests that ask for none")
     quality_steps: dict[Literal["low", "medium", "high", "xhigh", "max"], int] = Field(
         {"low": 4, "medium": 8, "high": 12, "xhigh": 16, "max": 20}, description="steps per OpenAI quality"
     )
@@ -213,34 +218,9 @@ class Settings(_Section):
     controlnet_bytes: ByteSize = Field(
         ByteSize(8 << 30), ge=1 << 20, description="of ControlNets kept in a Denoiser's memory, least recently used go"
     )
-    public_url: str | None = Field(None, pattern=r"^https?://[^\s]+[^/]$", description="base of links; default: Host")
-    secret_key: str | None = Field(None, min_length=32, description="signs links; default: a secret in `data`")
-    presets: Path | None = Field(Path("config/presets.yaml"), description="hot: presets and styles; null: none")
-    link_ttl_s: int = Field(3600, ge=1)
-    allowed_origins: tuple[Origin, ...] = Field((), description="other sites whose pages may open WebSockets")
     queue: QueueSettings = QueueSettings()
-    cache: CacheSettings = CacheSettings()
     scheduler: SchedulerSettings = SchedulerSettings()
     limits: LimitSettings = LimitSettings()
-    timeouts: TimeoutSettings = TimeoutSettings()
-    autoscaling: AutoscalingSettings = AutoscalingSettings()
-    assets: AssetSettings = AssetSettings()
-    webhooks: WebhookSettings = WebhookSettings()
-    access: AccessSettings = AccessSettings()
-    tracing: TracingSettings = TracingSettings()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _secret_of_the_environment(cls, given: Any) -> Any:
-        """On a cluster secrets are no part of a file."""
-        secret = os.environ.get(SECRET_VARIABLE)
-        return {"secret_key": secret} | given if secret and isinstance(given, dict) else given
-
-    @model_validator(mode="after")
-    def _sizes_fit(self) -> Settings:
-        if self.default_px > self.cap_px:
-            raise ValueError(f"default_size_px {self.default_px} is over max_side_px {self.cap_px}")
-        return self
 
     @property
     def embedded(self) -> bool:
@@ -260,6 +240,109 @@ class Settings(_Section):
             return self.warmup_sizes_px
         return tuple(sorted({self.default_px // 2, self.default_px, self.cap_px}))
 
+    def differing_from(self, other: ModelSettings) -> dict[str, Any]:
+        """The fields that are given here, sections filled up with those of the `other` one.
+
+        Its names are its own, and so are adapters and ControlNets, which belong to weights.
+        """
+        fields: dict[str, Any] = {"model_aliases": (), "adapters": {}, "controlnets": {}}
+        for name in self.model_fields_set:
+            value = getattr(self, name)
+            if isinstance(value, _Section):
+                value = getattr(other, name).model_copy(
+                    update={key: getattr(value, key) for key in value.model_fields_set}
+                )
+            fields[name] = value
+        return fields
+
+
+class Settings(ModelSettings):
+    """Everything that needs a restart to change."""
+
+    served_model_name: ModelName = "z-image-turbo"
+    model_aliases: tuple[str, ...] = ("gpt-image-1", "gpt-image-1-mini", "gpt-image-1.5", "dall-e-3", "dall-e-2")
+    data: Path = Field(Path("data"), description="assets, jobs and the link secret")
+    shared_data: bool = Field(False, description="every node sees the same `data` folder, such as NFS")
+    database: str | None = Field(
+        None, pattern=r"^postgresql\+psycopg://", description="of jobs; default: SQLite in `data`"
+    )
+    jobs_ttl_s: int = Field(30 * 24 * 3600, ge=1, description="ended jobs are forgotten after this long")
+    log_format: Literal["console", "json"] = "console"
+    log_prompts: bool = Field(False, description="prompts in the log lines of jobs")
+    public_url: str | None = Field(None, pattern=r"^https?://[^\s]+[^/]$", description="base of links; default: Host")
+    secret_key: str | None = Field(None, min_length=32, description="signs links; default: a secret in `data`")
+    presets: Path | None = Field(Path("config/presets.yaml"), description="hot: presets and styles; null: none")
+    link_ttl_s: int = Field(3600, ge=1)
+    allowed_origins: tuple[Origin, ...] = Field((), description="other sites whose pages may open WebSockets")
+    cache: CacheSettings = CacheSettings()
+    timeouts: TimeoutSettings = TimeoutSettings()
+    autoscaling: AutoscalingSettings = AutoscalingSettings()
+    assets: AssetSettings = AssetSettings()
+    webhooks: WebhookSettings = WebhookSettings()
+    access: AccessSettings = AccessSettings()
+    tracing: TracingSettings = TracingSettings()
+    models: dict[ModelName, ModelSettings] = Field(
+        {}, description="further models by name: what differs from the first"
+    )
+
+    @field_validator("models")
+    @classmethod
+    def _models_fit(cls, models: dict[str, ModelSettings], info: ValidationInfo) -> dict[str, ModelSettings]:
+        """Beside what was checked before: the last field, so that a config's error has its line."""
+        if not models or len(info.data) < len(cls.model_fields) - 1:  # what is wrong there is told already
+            return models
+        whole = cls.model_construct(**info.data, models=models)
+        owners: dict[str, str] = {}
+        if whole.served_model_name in models:
+            raise ValueError(f"{whole.served_model_name!r} is the first model's name (served_model_name)")
+        for model in whole.served:
+            own = whole.of(model)
+            if own.default_px > own.cap_px:
+                raise ValueError(f"{model}: default_size_px {own.default_px} is over max_side_px {own.cap_px}")
+            for name in (*own.model_names, *whole.parts_of(model).values()):
+                if owners.setdefault(name, model) != model:
+                    raise ValueError(f"{model}: {name!r} is a name of {owners[name]} already; choose another one")
+        for model, differs in models.items():
+            if shared := differs.limits.model_fields_set & OF_ALL_MODELS:
+                raise ValueError(
+                    f"{model}: limits.{min(shared)} is one for all models; set it in the service's own limits"
+                )
+        return models
+
+    @model_validator(mode="before")
+    @classmethod
+    def _secret_of_the_environment(cls, given: Any) -> Any:
+        """On a cluster secrets are no part of a file."""
+        secret = os.environ.get(SECRET_VARIABLE)
+        return {"secret_key": secret} | given if secret and isinstance(given, dict) else given
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> Settings:
+        if self.default_px > self.cap_px:
+            raise ValueError(f"default_size_px {self.default_px} is over max_side_px {self.cap_px}")
+        return self
+
     @property
     def model_names(self) -> tuple[str, ...]:
+        """Of the first model."""
         return (self.served_model_name, *self.model_aliases)
+
+    @property
+    def served(self) -> tuple[str, ...]:
+        """The names of all models, the first one's first."""
+        return (self.served_model_name, *self.models)
+
+    def of(self, model: str) -> Settings:
+        """As if the model of this name were the only one. Raises KeyError."""
+        if model == self.served_model_name:
+            return self.model_copy(update={"models": {}}) if self.models else self
+        changes = self.models[model].differing_from(self)
+        return self.model_copy(update={**changes, "served_model_name": model, "models": {}})
+
+    def tail(self, model: str) -> str:
+        """What the names of a model's deployments and parts end with: nothing, of the first."""
+        return "" if model == self.served_model_name else f"-{model}"
+
+    def parts_of(self, model: str) -> dict[str, str]:
+        """The names of its parts under /v2, by role."""
+        return {role: role + self.tail(model) for role in ROLES}

@@ -56,16 +56,16 @@ OVERVIEW = (
                 "Within 5 × solo time", ((attained(5, "$__range"), ""),), "percentunit", "stat", 4, "objective: 95 %"
             ),
             Panel("Within 3 × solo time", ((attained(3, "$__range"), ""),), "percentunit", "stat", 4),
-            Panel("Ready", (("zimage_ready", ""),), "bool_yes_no", "stat", 4),
+            Panel("Ready", (("zimage_ready", "{{model}}"),), "bool_yes_no", "stat", 4),
             Panel("Pictures per minute", ((f"60 * sum(rate(zimage_images_total{RATE}))", ""),), "short", "stat", 4),
-            Panel("Waiting", (("sum(zimage_queue_depth)", ""),), "short", "stat", 4),
+            Panel("Waiting", (("sum by (model) (zimage_queue_depth)", "{{model}}"),), "short", "stat", 4),
             Panel(
                 "Wait of a new job",
                 (
                     (
-                        "sum(zimage_backlog_gpu_seconds) /"
-                        ' clamp_min(sum(zimage_replicas{deployment="Denoiser",phase="ready"}), 1)',
-                        "",
+                        "sum by (model) (zimage_backlog_gpu_seconds) /"
+                        ' clamp_min(sum by (model) (zimage_replicas{deployment="Denoiser",phase="ready"}), 1)',
+                        "{{model}}",
                     ),
                 ),
                 "s",
@@ -115,7 +115,7 @@ OVERVIEW = (
             Panel(
                 "Wait for the first step",
                 (
-                    ("zimage_queue_oldest_age_seconds", "oldest that waits"),
+                    ("zimage_queue_oldest_age_seconds", "oldest that waits, {{model}}"),
                     (quantile(0.5, "zimage_queue_duration_seconds"), "p50"),
                     (quantile(0.95, "zimage_queue_duration_seconds"), "p95"),
                 ),
@@ -123,7 +123,10 @@ OVERVIEW = (
             ),
             Panel(
                 "Backlog",
-                (("zimage_backlog_gpu_seconds", "GPU-seconds"), ("zimage_jobs_running", "jobs running")),
+                (
+                    ("zimage_backlog_gpu_seconds", "GPU-seconds, {{model}}"),
+                    ("zimage_jobs_running", "jobs running, {{model}}"),
+                ),
             ),
         ),
     ),
@@ -143,6 +146,28 @@ OVERVIEW = (
                     ("zimage_cache_entries", "entries"),
                 ),
             ),
+        ),
+    ),
+    Row(
+        "Adapters",
+        (
+            Panel(
+                "Pictures by adapter",
+                ((f"sum by (adapter) (rate(zimage_adapter_images_total{RATE}))", "{{adapter}}"),),
+                width=6,
+            ),
+            Panel(
+                "Loads",
+                (
+                    (f"sum by (adapter) (increase(zimage_adapter_loads_total{RATE}))", "{{adapter}}"),
+                    (f"sum(increase(zimage_adapter_evictions_total{RATE}))", "evictions"),
+                    (f"sum(increase(zimage_adapter_load_failures_total{RATE}))", "failures"),
+                ),
+                width=6,
+                help="as many evictions as loads, all the time: adapter_bytes is too small",
+            ),
+            Panel("One load", ((quantile(0.95, "zimage_adapter_load_duration_seconds"), "p95"),), "s", width=6),
+            Panel("Memory", (("zimage_adapter_bytes", "{{replica}}"),), "bytes", width=6),
         ),
     ),
     Row(
@@ -175,10 +200,23 @@ OVERVIEW = (
     Row(
         "Replicas",
         (
-            Panel("Replicas", (("sum by (deployment, phase) (zimage_replicas) > 0", "{{deployment}} {{phase}}"),)),
+            Panel(
+                "Replicas",
+                (
+                    (
+                        "sum by (model, deployment, phase) (zimage_replicas) > 0",
+                        "{{model}} {{deployment}} {{phase}}",
+                    ),
+                ),
+            ),
             Panel(
                 "Lost",
-                ((f"sum by (deployment) (increase(zimage_replica_restarts_total{RATE}))", "{{deployment}}"),),
+                (
+                    (
+                        f"sum by (model, deployment) (increase(zimage_replica_restarts_total{RATE}))",
+                        "{{model}} {{deployment}}",
+                    ),
+                ),
             ),
             Panel("Process start to ready", (("zimage_warmup_seconds", "{{replica}}"),), "s"),
         ),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
+from types import MappingProxyType
 
 from fastapi import FastAPI
 
@@ -31,7 +33,7 @@ from serve.api import (
 )
 from serve.api import assets as pictures
 from serve.api.access_log import AccessLog
-from serve.api.deps import Door
+from serve.api.deps import Door, Offer
 from serve.api.docs import DocumentedApp
 from serve.api.envelope import Envelope
 from serve.api.gate import Gate
@@ -65,8 +67,11 @@ def create_app(
     echo_request_id: bool = True,
     exposed: bool = False,
     recorder: Recorder | None = None,
+    tokenizers: Mapping[str, PromptTokens] = MappingProxyType({}),
 ) -> FastAPI:
-    """`presets` is one of the files of `hot`; without them there are none. `exposed` where other machines can reach us.
+    """`prompts` are the first model's, `tokenizers` those of the others, by name.
+
+    `presets` is one of the files of `hot`; without them there are none. `exposed` where other machines can reach us.
 
     `echo_request_id=False` behind Ray Serve, which puts the request's X-Request-ID on the answer itself. `recorder`
     counts the answers of this process.
@@ -78,7 +83,7 @@ def create_app(
     app.state.door = Door(
         service=service,
         assets=assets,
-        prompts=prompts,
+        offers=_offers(settings, prompts, tokenizers),
         thumbnails=Thumbnails(assets),
         links=open_links(settings),
         webhook_guard=Guard.of(settings.webhooks),
@@ -125,6 +130,11 @@ def create_app(
     app.add_middleware(Envelope, echo=echo_request_id)
     app.add_middleware(Measured, recorder=recorder, access_log=AccessLog(Pseudonyms.of(settings)))
     return app
+
+
+def _offers(settings: Settings, prompts: PromptTokens, tokenizers: Mapping[str, PromptTokens]) -> dict[str, Offer]:
+    others = {model: Offer(settings=settings.of(model), prompts=tokenizers[model]) for model in settings.models}
+    return {settings.served_model_name: Offer(settings=settings, prompts=prompts)} | others
 
 
 def _authenticator(service: ImageService, settings: Settings, exposed: bool) -> Authenticator:

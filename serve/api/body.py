@@ -16,6 +16,8 @@ from serve.settings import LimitSettings
 FILES = 3  # a picture, its mask, and what a ControlNet follows
 
 _HINT = "send one JSON object, encoded in UTF-8"
+_PICTURE_HINT = "this is a picture alone: send JSON that holds it in base64, beside a prompt"
+_PICTURES = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF")
 
 
 async def read_object(request: Request, limits: LimitSettings, pictures: Collection[str] = ()) -> dict[str, Any]:
@@ -108,7 +110,8 @@ def _parse(data: bytes, max_depth: int) -> Any:
         if "\\ud" in text.lower():  # an escaped half of a surrogate pair is JSON, but not text
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeDecodeError as error:
-        raise InvalidRequest(f"the body is not UTF-8 at byte {error.start}", hint=_HINT) from error
+        hint = _PICTURE_HINT if data.startswith(_PICTURES) else _HINT
+        raise InvalidRequest(f"the body is not UTF-8 at byte {error.start}", hint=hint) from error
     except UnicodeEncodeError as error:
         raise InvalidRequest("the body has a lone surrogate, which no text can have", hint=_HINT) from error
     except json.JSONDecodeError as error:

@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable
+from collections.abc import Mapping
 
 from serve import sizes
 from serve.api.generation import MAX_SEED, Quality
 from serve.errors import Fragment, InvalidRequest, ModelNotFound, PromptTooLong
 from serve.presets.choice import Choice, Wrapped
+from serve.presets.file import Alias
 from serve.settings import LimitSettings, Settings
 from serve.sizes import MAX_ASPECT, MIN_SIDE_PX, WrongSize, parse_size
 from serve.tokens import PromptTokens
 
 
-def model(name: str | None, settings: Settings, aliases: Iterable[str] = ()) -> str:
+def model(name: str | None, settings: Settings, aliases: Mapping[str, Alias]) -> str:
     """The served name, which every alias stands for: those of the settings, and those of the presets."""
-    if name is not None and name not in (names := model_names(settings, aliases)):
+    names = model_names(settings, aliases)
+    if name is not None and name not in names:
         there = ", ".join(names)
         raise ModelNotFound(f"no model {name[:64]!r}", param="model", hint=f"leave model out or send one of: {there}")
-    return settings.served_model_name
+    return settings.served_model_name if name is None else names[name]
 
 
-def model_names(settings: Settings, aliases: Iterable[str]) -> list[str]:
-    """The served one first, each once."""
-    return list(dict.fromkeys((*settings.model_names, *aliases)))
+def model_names(settings: Settings, aliases: Mapping[str, Alias]) -> dict[str, str]:
+    """The model behind each name: the served ones first, then what other names they have."""
+    named = {name: model for model in settings.served for name in settings.of(model).model_names}
+    others = {alias.name: alias.model or settings.served_model_name for alias in aliases.values()}
+    return (
+        {name: name for name in settings.served} | named | {name: others[name] for name in others if name not in named}
+    )
 
 
 def size(text: str | None, settings: Settings) -> tuple[int, int]:

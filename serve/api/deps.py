@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Annotated, cast
@@ -33,17 +34,28 @@ _JOB_ID = re.compile("[0-7][0-9A-HJKMNP-TV-Z]{25}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Offer:
+    """One of the models, as requests meet it: its own settings, and its tokenizer."""
+
+    settings: Settings
+    prompts: PromptTokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Door:
-    """For one request: `caller` is who sends it, `traceparent` the header, where there is a valid one."""
+    """For one request: `caller` is who sends it, `traceparent` the header, where there is a valid one.
+
+    `settings` are the service's, which are also its first model's; `offers` has all models, by their names.
+    """
 
     service: ImageService
     assets: AssetStore
     thumbnails: Thumbnails
-    prompts: PromptTokens
     links: Links
     webhook_guard: Guard
     webhook_keys: Keys
     settings: Settings
+    offers: Mapping[str, Offer]
     access: Authenticator
     opened_at: int
     hot: HotFiles
@@ -53,6 +65,9 @@ class Door:
     caller: Caller = NOBODY
     request_id: str | None = None
     traceparent: str | None = None
+
+    def offer(self, model: str) -> Offer:
+        return self.offers[model]
 
     @property
     def user(self) -> str:
@@ -79,12 +94,12 @@ class Door:
         """Signed for the thumbnail alone: it does not open the picture."""
         return self.links.thumbnail_url(base, asset_id, now)
 
-    async def check_room(self) -> None:
-        """Before any work. Raises StoreFull, StoreUnavailable."""
+    async def check_room(self, model: str) -> None:
+        """Before any work of this model. Raises StoreFull, StoreUnavailable."""
         try:
             await self.assets.check_room()
         except ZImageError as refusal:
-            self.recorder.count("zimage_refusals_total", refusal.code)
+            self.recorder.count("zimage_refusals_total", model, refusal.code)
             raise
 
     async def asset(self, asset_id: str) -> AssetView:

@@ -56,7 +56,7 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": ErrorAnswer, "description": _ERRORS[status]} for status in statuses}
 
 
-def _images(description: str) -> dict[str, Any]:
+def images(description: str) -> dict[str, Any]:
     binary = {"schema": {"type": "string", "format": "binary"}}
     content = {f"image/{name}": binary for name in ("png", "jpeg", "webp")}
     return {"description": description, "content": content}
@@ -82,9 +82,9 @@ def _link(route: str, parameters: dict[str, str]) -> dict[str, Any]:
 
 
 def generated() -> dict[str, Any]:
-    images = _images("the pictures as JSON, one as raw bytes by `Accept`, or events where `stream` is true")
+    pictures = images("the pictures as JSON, one as raw bytes by `Accept`, or events where `stream` is true")
     json = {"application/json": {"schema": {"type": "object"}}}
-    return images | {"content": json | event_stream() | images["content"]}
+    return pictures | {"content": json | event_stream() | pictures["content"]}
 
 
 def _body(schema: dict[str, Any], required: bool = True) -> dict[str, Any]:
@@ -96,7 +96,7 @@ def _overrides() -> dict[str, Any]:
     return {key: value for key, value in schema.items() if key != "required"} | {"title": "ImageJobOverrides"}
 
 
-def _text_to_image_parameters() -> dict[str, Any]:
+def hf_parameters(**more: Any) -> dict[str, Any]:
     """Those of a generation, but for what Hugging Face says in other words, or has no word for."""
     known = GenerationBody.model_json_schema()["properties"]
     own = {name: known[name] for name in known if name not in ("prompt", "size", "n", "stream", "response_format")}
@@ -105,7 +105,7 @@ def _text_to_image_parameters() -> dict[str, Any]:
         "anyOf": [
             {
                 "type": "object",
-                "properties": own | {"width": side, "height": side},
+                "properties": own | {"width": side, "height": side} | more,
                 "dependentRequired": {"width": ["height"], "height": ["width"]},
             },
             {"type": "null"},
@@ -152,10 +152,10 @@ TEXT_TO_IMAGE: dict[str, Any] = {
             "title": "TextToImage",
             "type": "object",
             "required": ["inputs"],
-            "properties": {"inputs": {"type": "string"}, "parameters": _text_to_image_parameters()},
+            "properties": {"inputs": {"type": "string"}, "parameters": hf_parameters()},
         }
     ),
-    "responses": {200: _images("the picture"), **errors(400, 401, 403, 404, 408, 413, 429, 500, 503, 507)},
+    "responses": {200: images("the picture"), **errors(400, 401, 403, 404, 408, 413, 429, 500, 503, 507)},
 }
 CREATE_JOB: dict[str, Any] = {
     "summary": "Have pictures drawn, without waiting",
@@ -212,7 +212,7 @@ PRESETS: dict[str, Any] = {
 PRESET_PICTURE: dict[str, Any] = {
     "summary": "The small picture that stands for a preset or a style",
     "responses": {
-        200: _images("a small picture"),
+        200: images("a small picture"),
         304: {"description": "unchanged, by `If-None-Match`"},
         **errors(401, 403, 404, 500, 503),
     },
@@ -238,8 +238,8 @@ HOLD: dict[str, Any] = {"summary": "Hold the queue, or let it go on", "responses
 ASSET: dict[str, Any] = {
     "summary": "A picture by its signed link",
     "responses": {
-        200: _images("the picture"),
-        206: _images("a part of it, by `Range`"),
+        200: images("the picture"),
+        206: images("a part of it, by `Range`"),
         304: {"description": "unchanged, by `If-None-Match`"},
         **errors(401, 403, 404, 416, 500, 503),
     },
@@ -247,7 +247,7 @@ ASSET: dict[str, Any] = {
 THUMBNAIL: dict[str, Any] = {
     "summary": "A picture made small, as WebP",
     "responses": {
-        200: _images("at most 256 pixels on its longest side"),
+        200: images("at most 256 pixels on its longest side"),
         304: {"description": "unchanged, by `If-None-Match`"},
         **errors(401, 403, 404, 500, 503),
     },

@@ -12,7 +12,7 @@ from serve.api.body import read_object
 from serve.api.deps import Door, TheDoor
 from serve.api.docs import DELETE_ASSETS, DELETE_MANY_ASSETS, LIST_ASSETS
 from serve.api.generation import Body, parse
-from serve.api.job_body import began_with
+from serve.api.job_body import began_with, how_drawn
 from serve.api.job_json import rfc3339, urls_json
 from serve.assets.metadata import alone
 from serve.assets.store import ASSET_ID
@@ -90,6 +90,7 @@ def asset_json(door: Door, base: str, view: AssetView, now: float) -> dict[str, 
         "num_inference_steps": request.steps,
         "guidance_scale": request.guidance,
         "seed": image.seed,
+        **how_drawn(request),
         **began_with(request),
         "width": image.width,
         "height": image.height,

@@ -29,10 +29,11 @@ def how(body: ImageBody, choice: Choice, settings: Settings, guidance: float) ->
     """Explicit fields, else the preset's, else the service's. Raises InvalidRequest."""
     name = choice.adapter(body.adapter)
     normalization, truncation = choice.cfg(body.cfg_normalization, body.cfg_truncation)
+    normalized = settings.default_cfg_normalization if normalization is None else normalization
     return How(
         adapter=name,
         adapter_scale=1.0 if name is None else _scale(name, body, choice, settings),
-        cfg_normalization=float(normalization or 0.0) if guidance else 0.0,
+        cfg_normalization=float(normalized) if guidance else 0.0,
         cfg_truncation=1.0 if truncation is None or not guidance else float(truncation),
     )
 

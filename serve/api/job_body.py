@@ -86,14 +86,14 @@ def as_body(view: JobView) -> dict[str, Any]:
         "output_format": request.output_format,
         "output_compression": request.output_compression,
         "deterministic": request.deterministic,
-        **_how(request),
+        **how_drawn(request),
         "priority": view.priority,
         "deadline_ms": view.deadline_ms,
         **began_with(request),
     }
 
 
-def _how(request: ImageRequest) -> dict[str, Any]:
+def how_drawn(request: ImageRequest) -> dict[str, Any]:
     """Only what is not at its default: it is of use to few."""
     told = {name: getattr(request, name) for name in FIELDS if name in request.said()}
     return told | ({"adapter_scale": request.adapter_scale} if request.adapter else {})

@@ -21,6 +21,7 @@ from serve.api.idempotency import keyed
 from serve.api.input_images import Given, kept, opened
 from serve.api.job_body import JobBody, rerun_body, resolve_job
 from serve.api.job_json import job_json
+from serve.api.stats_json import model_json
 from serve.errors import InvalidRequest
 from serve.messages import JobQuery, JobStatus
 
@@ -108,6 +109,7 @@ async def get_queue(request: Request, door: TheDoor) -> dict[str, Any]:
         "paused": status.paused,
         "replicas": status.denoisers,
         "estimated_wait_seconds": status.eta_seconds,
+        "models": {name: model_json(of) for name, of in status.models.items()},
         "my_jobs": [job_json(door, base, view) for view in mine],
     }
 
@@ -118,7 +120,7 @@ async def _create(request: Request, door: Door, body: dict[str, Any], parent_id:
         submission, resolved = resolve_job(door, asked, unknown, parent_id, brought)
         submission = await kept(door, submission, brought)
     submission = keyed(submission, request.headers, asked.seed)
-    await door.check_room()
+    await door.check_room(submission.request.model)
     job_id = await submitted(door.service, submission)
     replayed = job_id != submission.job_id
     _log.info("job", job_id=job_id, parent_id=parent_id, replayed=replayed)

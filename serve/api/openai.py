@@ -50,7 +50,7 @@ async def generate(request: Request, door: TheDoor) -> Response:
 
 async def answer(request: Request, door: Door, order: Order) -> Response:
     order = replace(order, submission=keyed(order.submission, request.headers, order.seed))
-    await door.check_room()
+    await door.check_room(order.request.model)
     _log.info(
         "generation", job_id=order.submission.job_id, size=order.size, steps=order.request.steps, n=order.request.n
     )
@@ -65,23 +65,23 @@ async def answer(request: Request, door: Door, order: Order) -> Response:
 @router.get("/models", **MODELS)
 async def list_models(door: TheDoor) -> dict[str, Any]:
     names = checks.model_names(door.settings, door.presets.value.aliases)
-    return {"object": "list", "data": [_model(door, name) | limits_json(door.settings) for name in names]}
+    return {"object": "list", "data": [_model(door, name, root) for name, root in names.items()]}
 
 
 @router.get("/models/{model}", **MODEL)
 async def get_model(model: str, door: TheDoor) -> dict[str, Any]:
-    checks.model(model, door.settings, door.presets.value.aliases)
-    return _model(door, model) | limits_json(door.settings)
+    return _model(door, model, checks.model(model, door.settings, door.presets.value.aliases))
 
 
-def _model(door: Door, name: str) -> dict[str, Any]:
+def _model(door: Door, name: str, root: str) -> dict[str, Any]:
     """An alias names the model it stands for as its `root`."""
-    root = door.settings.served_model_name
+    settings = door.offer(root).settings
     about = {"id": name, "object": "model", "created": door.opened_at, "owned_by": "zimage-serve", "root": root}
     if name == root:
-        about["adapters"] = adapters_json(door.settings)
-        about["controlnets"] = controlnets_json(door.settings)
-    return about | {"input_modalities": ["text", "image"], "output_modalities": ["image"], "image_input": _takes(door)}
+        about["adapters"] = adapters_json(settings)
+        about["controlnets"] = controlnets_json(settings)
+    takes = {"input_modalities": ["text", "image"], "output_modalities": ["image"], "image_input": _takes(door)}
+    return about | takes | limits_json(settings)
 
 
 def _takes(door: Door) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 
 from serve.api.deps import TheDoor
 from serve.api.docs import METRICS, STATS
-from serve.api.stats_json import stats_json
+from serve.api.stats_json import model_json, stats_json
 from serve.messages import ServiceStatus
 
 router = APIRouter(tags=["operations"])
@@ -50,4 +50,5 @@ def _shown(status: ServiceStatus) -> dict[str, Any]:
         "denoisers": status.denoisers,
         "text_encoders": status.text_encoders,
         "warnings": status.warnings,
+        "models": {name: model_json(of) for name, of in status.models.items()},
     }

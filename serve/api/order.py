@@ -118,18 +118,21 @@ def resolve_image(
     _refuse_transparency(body)
     version, catalog = door.presets.status.hash, door.presets.value
     model = checks.model(body.model, door.settings, catalog.aliases)
-    choice = Choice.of(catalog, body.model, body.preset, body.style_preset)
+    if body.model is None:
+        model = catalog.home(body.preset, body.style_preset) or model
+    offer = door.offer(model)
+    choice = Choice.of(catalog.of(model), catalog.aliases.get(body.model or ""), body.preset, body.style_preset)
     wrapped = choice.wrap(body.prompt)
-    request = _request(body, choice, wrapped, model, door.settings, output_format, brought)
+    request = request_of(body, choice, wrapped, offer.settings, output_format, brought)
     checks.not_blank("prompt", body.prompt)
     choice.check_words(body.prompt)
-    limits, prompts = door.settings.limits, door.prompts
+    limits, prompts = offer.settings.limits, offer.prompts
     negative = (body.negative_prompt or "") if not request.guided else request.negative_prompt
     return Resolved(
         request=request,
         prompt_tokens=checks.wrapped_text(wrapped, choice, limits, prompts),
         negative_tokens=checks.text("negative_prompt", negative, limits, prompts),
-        ignored=(*_without_effect(body, choice, request), *ignored),
+        ignored=(*fields_without_effect(body, choice, request), *ignored),
         preset=_use(body, choice, version) if choice else None,
     )
 
@@ -146,16 +149,15 @@ def _use(body: ImageBody, choice: Choice, version: str) -> PresetUse:
     )
 
 
-def _request(
+def request_of(
     body: ImageBody,
     choice: Choice,
     prompt: Wrapped,
-    model: str,
     settings: Settings,
     output_format: ImageFormat,
     brought: Brought,
 ) -> ImageRequest:
-    """Explicit fields, else the preset's, else the service's."""
+    """Explicit fields, else the preset's, else the model's, whose settings these are."""
     n = _count(body, settings)
     if brought.size is None or body.size not in (None, "auto") or choice.locks_size:
         width, height = checks.size(choice.size(body.size), settings)
@@ -167,7 +169,7 @@ def _request(
     choice.check_limits(n, width, height, steps)
     negative = choice.negative(body.negative_prompt)
     return ImageRequest(
-        model=model,
+        model=settings.served_model_name,
         prompt=prompt.text,
         negative_prompt=negative if guidance else "",
         width=width,
@@ -222,7 +224,7 @@ def _format(body: GenerationBody, raw: RawBytes | None) -> ImageFormat:
     return raw.format
 
 
-def _without_effect(body: ImageBody, choice: Choice, request: ImageRequest) -> list[str]:
+def fields_without_effect(body: ImageBody, choice: Choice, request: ImageRequest) -> list[str]:
     """Known fields that were sent, but that another field makes meaningless."""
     unused = {
         "output_compression": body.output_compression is not None and request.output_format == "png",

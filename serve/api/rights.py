@@ -53,6 +53,7 @@ RIGHTS: dict[str, Right] = {
     "POST /v1/jobs/{job_id}/cancel": Right.CHANGE,
     "DELETE /v1/jobs/{job_id}": Right.CHANGE,
     "POST /hf/text-to-image": Right.DRAW,
+    "POST /hf/models/{model}": Right.DRAW,
     "GET /v2/health/live": Right.OPEN,
     "GET /v2/health/ready": Right.OPEN,
     "GET /v2": Right.READ,

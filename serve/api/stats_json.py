@@ -7,7 +7,7 @@ from typing import Any
 
 from serve.api.hot_json import hot_json
 from serve.hot import HotStatus
-from serve.messages import ReplicaView, ServiceStats
+from serve.messages import ReplicaView, ServiceStats, ServiceStatus
 
 
 def stats_json(stats: ServiceStats, hot: Iterable[HotStatus]) -> dict[str, Any]:
@@ -31,8 +31,24 @@ def stats_json(stats: ServiceStats, hot: Iterable[HotStatus]) -> dict[str, Any]:
         "uptime_minutes": round(status.uptime_s / 60, 2),
         "denoisers": status.denoisers,
         "text_encoders": status.text_encoders,
+        "models": {name: model_json(of) for name, of in status.models.items()},
         "replicas": [_replica_json(replica) for replica in stats.replicas],
         "config": {file.name: hot_json(file) for file in hot},
+    }
+
+
+def model_json(status: ServiceStatus) -> dict[str, Any]:
+    """One of the models, in what `/v1/stats`, `/v1/queue` and `/readyz` say."""
+    eta_s = status.eta_seconds
+    return {
+        "ready": status.ready,
+        "phase": status.phase,
+        "progress": status.fraction,
+        "queued": status.queued,
+        "running": status.running,
+        "denoisers": status.denoisers,
+        "text_encoders": status.text_encoders,
+        "estimated_wait_seconds": None if eta_s is None else round(eta_s, 2),
     }
 
 
@@ -40,6 +56,7 @@ def _replica_json(replica: ReplicaView) -> dict[str, Any]:
     state = replica.state
     return {
         "id": state.replica_id,
+        "model": state.model,
         "role": state.role,
         "phase": state.phase.value,
         "progress": state.fraction,

@@ -24,6 +24,8 @@ from serve.engine.controlnet import load as open_controlnet
 from serve.engine.lora import Adapter, load
 from serve.errors import ConfigError, InvalidRequest, OutOfMemory
 from serve.messages import ReplicaState
+from serve.metrics.catalog import ADAPTER, CATALOG
+from serve.metrics.tally import Recorder
 
 log = structlog.get_logger()
 
@@ -60,6 +62,8 @@ class _Held(Generic[Loaded]):
 class Adapters(Generic[File, Loaded]):
     """Of one event loop. `load` runs in a thread of its own; `item_bytes` is the size of a number on the device.
 
+    `recorder` counts what happens to adapters, under the name of the `model` that they belong to.
+
     `kind` is what they are called: "adapter" or "controlnet".
     """
 
@@ -68,6 +72,8 @@ class Adapters(Generic[File, Loaded]):
     budget: int = 0
     item_bytes: int = 4
     kind: str = "adapter"
+    model: str = ""
+    recorder: Recorder = field(default_factory=Recorder)
     _held: OrderedDict[str, _Held[Loaded]] = field(default_factory=OrderedDict)
     _loading: dict[str, asyncio.Task[None]] = field(default_factory=dict)
     _reserved: int = 0
@@ -96,9 +102,11 @@ class Adapters(Generic[File, Loaded]):
         """What a heartbeat says of them."""
         digests = {file.name: file.digest for file in self.files.values()}
         said: dict[str, Any] = {f"{self.kind}s": digests, f"{self.kind}s_held": tuple(self._held)}
+        said[f"{self.kind}_bytes"] = self.nbytes if self.files else None
         return replace(state, **said)
 
     async def preload(self) -> None:
+        self._declare()
         for file in self.files.values():
             if file.preload:
                 async with self.lent(file.name):
@@ -138,6 +146,7 @@ class Adapters(Generic[File, Loaded]):
     def _ended(self, name: str, loading: asyncio.Task[None]) -> None:
         del self._loading[name]
         if not loading.cancelled() and (error := loading.exception()) is not None:  # perhaps nobody waits any more
+            self._count("zimage_adapter_load_failures_total", name)
             log.error(f"one {self.kind} was not loaded", **{self.kind: name}, error=str(error))
 
     async def _load(self, file: File) -> None:
@@ -149,8 +158,12 @@ class Adapters(Generic[File, Loaded]):
             loop = asyncio.get_running_loop()
             began = loop.time()
             adapter = await loop.run_in_executor(self._thread, self.load, file)
+            seconds = loop.time() - began
             self._held[file.name] = _Held(adapter)
-            told = {self.kind: file.name, "bytes": adapter.nbytes, "seconds": round(loop.time() - began, 3)}
+            self._count("zimage_adapter_loads_total", file.name)
+            if self.kind == "adapter":
+                self.recorder.observe("zimage_adapter_load_duration_seconds", seconds)
+            told = {self.kind: file.name, "bytes": adapter.nbytes, "seconds": round(seconds, 3)}
             log.info(f"{self.kind} loaded", **told)
         except torch.OutOfMemoryError as error:
             missing = f"there is no memory for {self.kind} {file.name!r} now"
@@ -164,7 +177,20 @@ class Adapters(Generic[File, Loaded]):
             if self._taken + needed <= self.budget:
                 break
             self._held.pop(name).adapter.retired = True
+            self._count("zimage_adapter_evictions_total", name)
         return self._taken + needed <= self.budget
+
+    def _declare(self) -> None:
+        """What may happen is there before it happens: a rate would otherwise miss the first time."""
+        for spec in CATALOG:
+            if spec.labels == ADAPTER:
+                for name in self.files:
+                    self._count(spec.name, name, by=0)
+
+    def _count(self, metric: str, name: str, by: float = 1) -> None:
+        """Adapters have metrics, ControlNets have none yet."""
+        if self.kind == "adapter":
+            self.recorder.count(metric, self.model, name, by=by)
 
     @property
     def _taken(self) -> int:

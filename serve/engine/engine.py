@@ -114,6 +114,7 @@ class Engine:
             step_times=self.times.to_table(),
             max_px=self.memory.max_px(cap_px, rows=1),
             max_guided_px=self.memory.max_px(cap_px, rows=2),
+            max_input_px=self.memory.max_input_px(cap_px),
         )
 
     async def draw(self, generation: Generation, on_step: OnStep) -> Drawn:
@@ -305,7 +306,7 @@ class Engine:
         if self._is_warm((shape, len(step.flights), step.turn.parts)):
             self.times.observe_step(shape.tokens, shape.rows * len(step.flights), step.seconds / shape.work)
         self.recorder.observe("zimage_step_duration_seconds", step.seconds, self.model)
-        self.recorder.observe("zimage_batch_size", len(step.flights), "step")
+        self.recorder.observe("zimage_batch_size", len(step.flights), self.model, "step")
         for one in moved:
             if self._flies(one.flight):
                 one.flight.took(step.seconds, len(step.flights))
@@ -357,7 +358,7 @@ class Engine:
 
     def _decoded(self, flights: list[Flight], pixels: Tensor, seconds: float) -> None:
         self.times.observe_decode(flights[0].entry.shape.pixels, seconds / len(flights))
-        self.recorder.observe("zimage_batch_size", len(flights), "decode")
+        self.recorder.observe("zimage_batch_size", len(flights), self.model, "decode")
         ended = time.time()
         decoding = Span(ended - seconds, ended)
         for flight, picture in zip(flights, pixels.numpy(), strict=True):

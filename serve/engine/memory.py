@@ -152,9 +152,7 @@ class Memory:
     def check_input(self, width: int, height: int) -> None:
         """Raises TooLargeForMemory where a picture can be drawn, but not be encoded."""
         if not self.fits(self.encode_bytes(width * height)):
-            sides = range(int((width * height) ** 0.5) // 16 * 16, 0, -16)
-            largest = next((side for side in sides if self.fits(self.encode_bytes(side * side))), 0)
-            raise TooLargeForMemory.of(width, height, largest)
+            raise TooLargeForMemory.of(width, height, self._largest_input_px(width * height))
 
     def max_px(self, cap_px: int, rows: int) -> int | None:
         """The side of the largest square that fits; None when `cap_px`, the largest that is served, does."""
@@ -162,6 +160,14 @@ class Memory:
         if self._takes(Shape(cap_px, cap_px, captions)):
             return None
         return self._largest_px(captions, cap_px**2)
+
+    def max_input_px(self, cap_px: int) -> int | None:
+        """The same of a picture to begin with, which is encoded."""
+        return None if self.fits(self.encode_bytes(cap_px**2)) else self._largest_input_px(cap_px**2)
+
+    def _largest_input_px(self, below_pixels: int) -> int:
+        sides = range(int(below_pixels**0.5) // 16 * 16, 0, -16)
+        return next((side for side in sides if self.fits(self.encode_bytes(side * side))), 0)
 
     def _takes(self, shape: Shape) -> bool:
         return self.fits(self.step_bytes(shape)) and self.fits(self.decode_bytes(shape.pixels))

@@ -131,6 +131,7 @@ def open_adapters(settings: Settings, folder: Path, placement: Placement) -> Ada
         load=partial(load, device=placement.device, dtype=placement.dtype),
         budget=settings.adapter_bytes,
         item_bytes=placement.dtype.itemsize,
+        model=settings.served_model_name,
     )
 
 

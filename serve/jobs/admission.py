@@ -24,8 +24,9 @@ HOLDS_PART = 0.1  # and for no more than this part of the work that waits, lest 
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """Jobs that wait for another one's pictures count as those that wait for a GPU."""
+    """To the queue of one model. Jobs that wait for another one's pictures count as those that wait for a GPU."""
 
+    model: str
     bounds: QueueSettings
     fleet: Fleet
     queue: JobQueue
@@ -42,7 +43,7 @@ class Admission:
         if not self.fleet.was_ready:
             phase, _ = self.fleet.starting()
             hint = "try again when /readyz answers 200"
-            raise NotReady(f"the service is starting: {phase}", hint=hint, retry_after=5)
+            raise NotReady(f"{self.model} is starting: {phase}", hint=hint, retry_after=5)
         request = submission.request
         if (largest_px := self.fleet.largest_px(request)) is not None:
             raise TooLargeForMemory.of(request.width, request.height, largest_px)
@@ -84,7 +85,7 @@ class Admission:
             )
 
     def _ahead_of(self, submission: Submission, own: float) -> list[str]:
-        running = [job.id for job in self.jobs.active() if job.end is None and job.id not in self.queue]
+        running = [job.id for job in self.jobs.active(self.model) if job.end is None and job.id not in self.queue]
         images = submission.request.n
         return running + self.queue.ahead_of(
             submission.priority, submission.user, images=images, image_seconds=own / images

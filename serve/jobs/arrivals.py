@@ -10,12 +10,10 @@ from typing import Protocol
 
 from serve.errors import StaleWriter, ZImageError
 from serve.jobs.accounting import Accounting
-from serve.jobs.admission import Admission
 from serve.jobs.endings import Endings
-from serve.jobs.fleet import Fleet
-from serve.jobs.flights import Flights
 from serve.jobs.job import Job
 from serve.jobs.memory import Memory
+from serve.jobs.pool import Pools
 from serve.jobs.results import Results
 from serve.jobs.store import JobStore
 from serve.jobs.tasks import Tasks
@@ -34,13 +32,10 @@ class Desk(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Arrivals:
-    desk: Desk
+    pools: Pools
     store: JobStore
     jobs: Memory
     results: Results
-    flights: Flights
-    fleet: Fleet
-    admission: Admission
     accounting: Accounting
     endings: Endings
     tasks: Tasks
@@ -69,12 +64,13 @@ class Arrivals:
     def _arrived(self, submission: Submission, arriving: asyncio.Task[str]) -> None:
         del self._arriving[submission.job_id]
         if not arriving.cancelled() and isinstance(error := arriving.exception(), ZImageError):
-            self.accounting.refused(error, submission.batch)
+            self.accounting.refused(error, submission.request.model, submission.batch)
 
     async def _accept(self, submission: Submission) -> str:
+        pool = self.pools.of(submission.request.model)
         if submission.idempotency_key is not None and (earlier := await self.store.repeated(submission)):
             return earlier.id  # a repetition is answered even where a new job would be refused
-        cache_key = self.results.cache_key(submission, self.fleet.engine_of(submission.request))
+        cache_key = self.results.cache_key(submission, pool.fleet.engine_of(submission.request))
         if answered := await self.results.answer(submission, cache_key):
             self.jobs.remember(answered)
             if answered.id == submission.job_id:
@@ -82,23 +78,23 @@ class Arrivals:
                 self.endings.answered(answered)
             return answered.id
         key = self.results.key(submission, cache_key)
-        joins = key is not None and self.flights.leader(key) is not None
-        self.admission.check(submission, joins=joins)
-        return await self._take_in(Job(submission, cache_key=cache_key))
+        joins = key is not None and pool.life.flights.leader(key) is not None
+        pool.admission.check(submission, joins=joins)
+        return await self._take_in(pool.life, Job(submission, cache_key=cache_key))
 
-    async def _take_in(self, job: Job) -> str:
+    async def _take_in(self, desk: Desk, job: Job) -> str:
         """Placed while it is being stored, and acknowledged when it is: what is acknowledged outlives this process."""
         record = job.record()
-        self.desk.begin(job)
+        desk.begin(job)
         try:
             stored = await self.store.add(record)
         except Exception as error:
-            await self.desk.abandon(job, drop=not isinstance(error, StaleWriter))
+            await desk.abandon(job, drop=not isinstance(error, StaleWriter))
             raise
         if stored.id != job.id:
-            await self.desk.abandon(job, drop=True)
+            await desk.abandon(job, drop=True)
         elif stored.status.terminal:
-            await self.desk.abandon(job, drop=False)
+            await desk.abandon(job, drop=False)
         else:
             self.accounting.accepted(job.submission)
         return stored.id

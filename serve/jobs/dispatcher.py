@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import replace
 
 import structlog
 
@@ -12,25 +13,21 @@ from serve.access.keys import ApiKey
 from serve.assets.store import AssetStore
 from serve.errors import NotFound, StaleWriter
 from serve.jobs.accounting import Accounting
-from serve.jobs.admission import Admission
 from serve.jobs.album import Album
 from serve.jobs.arrivals import Arrivals
 from serve.jobs.backlog import Demand
 from serve.jobs.endings import Endings
-from serve.jobs.estimate import solo_seconds
 from serve.jobs.figures import Figures
-from serve.jobs.fleet import Backend, Fleet
+from serve.jobs.fleet import Backend
 from serve.jobs.job import Job, Listener
-from serve.jobs.keys import check_way_in
-from serve.jobs.lifecycle import Lifecycle
 from serve.jobs.memory import Memory
-from serve.jobs.queue import JobQueue
+from serve.jobs.pool import Pool, Pools, Shared
+from serve.jobs.record import JobRecord
 from serve.jobs.results import Results
-from serve.jobs.served import Served
 from serve.jobs.state import PAUSED
 from serve.jobs.store import JobStore
 from serve.jobs.tasks import Tasks
-from serve.jobs.waiting import WaitingRoom
+from serve.jobs.way_in import check_way_in
 from serve.messages import (
     AssetQuery,
     AssetView,
@@ -50,7 +47,7 @@ from serve.messages import (
     Terminal,
 )
 from serve.metrics.registry import Snapshot
-from serve.metrics.statistics import Statistics
+from serve.metrics.statistics import ModelStatistics, Statistics
 from serve.quota import Usage
 from serve.settings import Settings
 
@@ -77,38 +74,28 @@ class Dispatcher:
         self._tasks = Tasks(self._superseded)
         self._endings = Endings(settings)
         self.accounting = Accounting(
-            settings.served_model_name,
+            [Statistics(model, settings.tail(model)) for model in settings.served],
             snapshot=self._snapshot,
-            solo=lambda submission: solo_seconds(submission, self._fleet.times()),
+            solo=self._solo_s,
         )
-        self._fleet = Fleet(settings.timeouts.heartbeat_s, self.accounting.lost)
-        self._queue = JobQueue()
-        self._jobs = Memory(clock)
-        self._room = WaitingRoom(self._queue, self._jobs, self._fleet, clock)
+        self._jobs = Memory(clock, home=lambda model: self._pools.home(model).model)
         self._results = Results(settings.cache, store, assets)
-        self._life = Lifecycle(
-            settings.queue.max_attempts,
-            backend,
+        shared = Shared(
+            backend=backend,
             store=store,
             jobs=self._jobs,
-            fleet=self._fleet,
-            queue=self._queue,
-            room=self._room,
             results=self._results,
             accounting=self.accounting,
             tasks=self._tasks,
             told=self._told,
             clock=clock,
         )
-        self._served = Served(self._fleet, store, self._tasks)
+        self._pools = Pools(settings, lambda own, tail: Pool.of(own, tail, shared))
         self._arrivals = Arrivals(
-            desk=self._life,
+            pools=self._pools,
             store=store,
             jobs=self._jobs,
             results=self._results,
-            flights=self._life.flights,
-            fleet=self._fleet,
-            admission=Admission(settings.queue, self._fleet, self._queue, self._jobs, self._life.flights, clock),
             accounting=self.accounting,
             endings=self._endings,
             tasks=self._tasks,
@@ -124,9 +111,8 @@ class Dispatcher:
         self._figures = Figures(
             store=store,
             assets=assets,
-            fleet=self._fleet,
+            pools=self._pools,
             jobs=self._jobs,
-            room=self._room,
             results=self._results,
             accounting=self.accounting,
             clock=clock,
@@ -137,12 +123,15 @@ class Dispatcher:
         await self._store.open()
         await self._results.load()
         known = await self._store.recall()
-        self._room.paused = known.get(PAUSED) == "yes"
-        left = [self._life.take_up(record) for record in await self._store.unfinished()]
+        for pool in self._pools:
+            pool.room.paused = known.get(PAUSED) == "yes"
+        left = [self._take_up(record) for record in await self._store.unfinished()]
         await asyncio.gather(*(self._store.save(job.record()) for job in left))
-        served = self._served.take_up(known, session)
-        self._fleet.was_ready = served or bool(left)  # who left jobs behind was ready once
-        self._room.publish()
+        for pool in self._pools:
+            served = pool.served.take_up(known, session)
+            behind = any(self._pools.home(job.model) is pool for job in left)
+            pool.fleet.was_ready = served or behind  # who left jobs behind was ready once
+            pool.room.publish()
         self._tasks.spawn(self._housekeeping())
         self._tasks.spawn(self._prune())
         self._tasks.spawn(self._album.keeper.run())
@@ -156,18 +145,19 @@ class Dispatcher:
 
     async def hand_back(self) -> None:
         """Nothing runs any more, and no job is blamed for this end: what has not ended is the next Dispatcher's."""
-        self._life.stop()
+        self._stop()
         placed = [job for job in self._jobs.active() if job.placed and job.end is None]
         for job in placed:
             job.placed.clear()
-        await asyncio.gather(*(self._store.save(job.record()) for job in placed))
+        over = (pool.served.hand_over() for pool in self._pools)
+        await asyncio.gather(*(self._store.save(job.record()) for job in placed), *over)
 
     async def check(self) -> None:
         """Raises StaleWriter when another Dispatcher has taken over, or what else has ended the store's writer."""
         try:
             await self._store.check()
         except StaleWriter:
-            self._life.stop()
+            self._stop()
             raise
 
     async def check_way_in(self, host: str) -> None:
@@ -193,7 +183,7 @@ class Dispatcher:
 
     async def cancel(self, job_id: str) -> None:
         job = await self._find(job_id)
-        if self._life.cancel(job):
+        if self._pools.home(job.model).life.cancel(job):
             await self._store.save(job.record())
         elif job.settling is not None:
             await asyncio.shield(job.settling)
@@ -201,7 +191,7 @@ class Dispatcher:
     async def get(self, job_id: str) -> JobView:
         job = await self._find(job_id)
         if job.status is JobStatus.QUEUED:
-            self._room.publish([job])
+            self._pools.home(job.model).room.publish([job])
         (view,) = await self._store.deliveries.shown([job.view()])
         return view
 
@@ -252,12 +242,14 @@ class Dispatcher:
     async def hold(self, paused: bool) -> None:
         """Remembered before it takes effect. What is on a replica is finished."""
         await self._store.remember(PAUSED, "yes" if paused else "no")
-        self._room.paused = paused
-        log.warning("the queue is paused" if paused else "the queue goes on", waiting=len(self._queue))
-        self._life.fill()
-        self._room.publish()
+        waiting = sum(len(pool.queue) for pool in self._pools)
+        log.warning("the queue is paused" if paused else "the queue goes on", waiting=waiting)
+        for pool in self._pools:
+            pool.room.paused = paused
+            pool.life.fill()
+            pool.room.publish()
 
-    async def statistics(self) -> Statistics:
+    async def statistics(self) -> dict[str, ModelStatistics]:
         return self._figures.statistics()
 
     async def metrics(self) -> str:
@@ -281,24 +273,30 @@ class Dispatcher:
     # --- news from replicas
 
     def heartbeat(self, state: ReplicaState) -> None:
-        if self._fleet.beat(state, self._clock()):
-            log.info("replica ready", replica=state.replica_id, role=state.role, device=state.device)
-            self._room.measure_restored()
-            self._room.moved = True
-        if self._fleet.whole:
-            self._life.fill()
-            self._served.note()
+        """A replica of a model that is not served any more is being stopped, and is not heard."""
+        pool = self._pools.find(state.model) if state.model else self._pools.first
+        if pool is None:
+            return
+        state = replace(state, model=pool.model)
+        if pool.fleet.beat(state, self._clock()):
+            log.info("replica ready", replica=state.replica_id, model=pool.model, role=state.role, device=state.device)
+            pool.room.measure_restored()
+            pool.room.moved = True
+        if pool.fleet.whole:
+            pool.life.fill()
+            pool.served.note()
 
     def leave(self, replica_id: str) -> None:
         """A replica is stopped on purpose, and has nothing left to do: what it still holds goes elsewhere."""
-        self._fleet.leave(replica_id)
-        self._life.placements.lose(replica_id, planned=True)
-        if not self._life.stopped:
-            self._served.note()
+        for pool in self._pools:
+            pool.fleet.leave(replica_id)
+            pool.lose(replica_id, planned=True)
+            if not pool.life.stopped:
+                pool.served.note()
 
     def demand(self) -> dict[str, Demand]:
-        """Work that waits, and who is busy, by role, since it was asked for last."""
-        return self._life.backlog.measure()
+        """Work that waits, and who is busy, by role and model, since it was asked for last."""
+        return {role: demand for pool in self._pools for role, demand in pool.demand().items()}
 
     def counted(self, sender: str, tally: Tally | None) -> None:
         """What another process of the service has counted."""
@@ -306,14 +304,15 @@ class Dispatcher:
 
     def report(self, reports: Iterable[TaskReport]) -> None:
         for report in reports:
-            placement = self._life.placements.get(report.task_id)
+            found = ((pool, pool.life.placements.get(report.task_id)) for pool in self._pools)
+            pool, placement = next(((pool, it) for pool, it in found if it is not None), (self._pools.first, None))
             if placement is None:
                 continue  # cancelled, or placed elsewhere meanwhile
             job = placement.job
             if isinstance(report, TaskPreview):
                 job.emit(Preview, image=placement.task.image, index=report.index, key=report.key)
             else:
-                self._life.started(job, report.at)
+                pool.life.started(job, report.at)
                 job.step(placement.task.image, report.step)
 
     async def _prune(self) -> None:
@@ -324,14 +323,23 @@ class Dispatcher:
     # --- the rest
 
     async def _housekeeping(self) -> None:
-        while not self._life.stopped:
+        while not self._pools.first.life.stopped:
             await asyncio.sleep(POSITIONS_EVERY_S)
-            if self._room.moved:
-                self._room.moved = False
-                self._room.publish()
-            for replica_id in self._fleet.silent(self._clock()):
-                log.warning("a replica is silent and is no longer given work", replica=replica_id)
-                self._life.placements.lose(replica_id)
+            for pool in self._pools:
+                if pool.room.moved:
+                    pool.room.moved = False
+                    pool.room.publish()
+                for replica_id in pool.fleet.silent(self._clock()):
+                    log.warning("a replica is silent and is no longer given work", replica=replica_id)
+                    pool.lose(replica_id)
+
+    def _take_up(self, record: JobRecord) -> Job:
+        model = record.submission.request.model
+        return self._pools.home(model).life.take_up(record, serves=self._pools.find(model) is not None)
+
+    def _stop(self) -> None:
+        for pool in self._pools:
+            pool.life.stop()
 
     async def _find(self, job_id: str) -> Job:
         """From memory, else from the store. Raises NotFound."""
@@ -342,14 +350,17 @@ class Dispatcher:
         if record is None:
             raise NotFound(f"no job {job_id!r}")
         if job_id not in self._jobs and not record.status.terminal:  # its commit was reported as failed
-            self._life.take_up(record)
-            self._life.fill()
+            self._take_up(record)
+            self._pools.home(record.submission.request.model).life.fill()
         return self._jobs.get(job_id) or Job.restored(record)
 
     def _superseded(self, error: StaleWriter) -> None:
-        if not self._life.stopped:
+        if not self._pools.first.life.stopped:
             log.error("another dispatcher has taken over, this one stops", reason=error.message)
-            self._life.stop()
+            self._stop()
+
+    def _solo_s(self, submission: Submission) -> float:
+        return self._pools.solo_seconds(submission)
 
     def _snapshot(self) -> Snapshot:
         return self._figures.snapshot()

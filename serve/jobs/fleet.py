@@ -21,13 +21,15 @@ HELD_ROOM = 2  # images more on a replica are quicker than the load of an adapte
 class ReplicaGone(Exception):
     """The replica that held a task died or was replaced; `replica_id` is None when it was a text encoder.
 
-    `killed` by Ray Serve, such as one that was to be stopped and took too long, it did not die by itself.
+    `killed` by Ray Serve, such as one that was to be stopped and took too long, it did not die by itself. Of one that
+    is `dead` Ray has told everybody so: its process may live on, where its node was cut off, and is given no more work.
     """
 
-    def __init__(self, replica_id: str | None, killed: bool = False) -> None:
-        super().__init__(replica_id, killed)
+    def __init__(self, replica_id: str | None, killed: bool = False, dead: bool = False) -> None:
+        super().__init__(replica_id, killed, dead)
         self.replica_id = replica_id
         self.killed = killed
+        self.dead = dead
 
 
 class Backend(Protocol):
@@ -223,7 +225,7 @@ class Fleet:
         ready = [replica.state for replica in self._role("denoiser") if replica.state.phase is Phase.READY]
         if not ready or any(state.takes(request) for state in ready):
             return None
-        return max((state.max_guided_px if request.guided else state.max_px) or 0 for state in ready)
+        return max(state.largest_px(request) or 0 for state in ready)
 
     def starting(self) -> tuple[Phase, float]:
         """The least advanced of the roles, each judged by its most advanced replica."""

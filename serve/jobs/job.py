@@ -113,6 +113,10 @@ class Job:
         return self.submission.job_id
 
     @property
+    def model(self) -> str:
+        return self.submission.request.model
+
+    @property
     def hard_deadline(self) -> bool:
         return self.submission.deadline_ms is not None
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import asdict
 
 from sqlalchemy import Column, Double, Index, RowMapping, Table, Text, insert, select, update
@@ -11,10 +9,8 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from serve.access.keys import ApiKey
-from serve.access_settings import is_loopback
-from serve.errors import ConfigError, NotFound, Unavailable
+from serve.errors import NotFound, Unavailable
 from serve.jobs.tables import metadata
-from serve.settings import Settings
 
 api_keys = Table(
     "api_keys",
@@ -66,37 +62,6 @@ class SqlKeys:
         if row is None:
             raise NotFound(f"no key {key_id[:64]!r}", param="key_id", hint="zimage keys list tells their ids")
         return _key(row)
-
-
-@asynccontextmanager
-async def opened_keys(settings: Settings) -> AsyncIterator[SqlKeys]:
-    """Beside a service that runs, or before its first start. Raises ConfigError when the store cannot be opened."""
-    from serve.jobs.store import store_of  # noqa: PLC0415 - which imports this file
-
-    try:
-        store = store_of(settings)
-        await store.prepare()
-    except (DBAPIError, OSError) as error:
-        raise ConfigError(
-            f"the job store cannot be opened: {str(error).splitlines()[0]}", hint="check `database` and `data`"
-        ) from error
-    try:
-        yield store.keys
-    finally:
-        await store.close()
-
-
-async def check_way_in(settings: Settings, host: str, keys: SqlKeys) -> None:
-    """Raises ConfigError for a service that others can reach, and that nobody could enter or everybody could."""
-    access = settings.access
-    if is_loopback(host) or access.mode == "open" or access.oidc or access.ldap or await keys.all():
-        return
-    raise ConfigError(
-        f"http_options.host is {host}, which other machines can reach, and there is no API key",
-        param="http_options.host",
-        hint=f"zimage keys create NAME --role admin --data {settings.data}   (or `access: open` under args, to let "
-        "everybody in; or host: 127.0.0.1)",
-    )
 
 
 def _key(row: RowMapping) -> ApiKey:

@@ -9,7 +9,7 @@ from typing import Any
 
 import structlog
 
-from serve.errors import DeadlineExceeded, ReplicaLost, ZImageError
+from serve.errors import DeadlineExceeded, ModelNotFound, ReplicaLost, ZImageError
 from serve.jobs.accounting import Accounting
 from serve.jobs.backlog import Backlog
 from serve.jobs.fleet import Backend, Fleet
@@ -43,10 +43,11 @@ log = structlog.get_logger()
 
 
 class Lifecycle:
-    """`told` hears of each job whose end is stored. `stopped`, nothing is placed any more."""
+    """Of the jobs of one model. `told` hears of each job whose end is stored. `stopped`, nothing is placed any more."""
 
     def __init__(
         self,
+        model: str,
         max_attempts: int,
         backend: Backend,
         *,
@@ -61,6 +62,7 @@ class Lifecycle:
         told: Callable[[Job], None],
         clock: Callable[[], float],
     ) -> None:
+        self._model = model
         self._max_attempts = max_attempts
         self._store = store
         self._jobs = jobs
@@ -98,12 +100,20 @@ class Lifecycle:
         if drop and heir is None:  # an heir makes its pictures its own
             await self._results.drop_all(job.submission)
 
-    def take_up(self, record: JobRecord) -> Job:
-        """A job of an earlier Dispatcher; one that was being cancelled has stopped with it."""
+    def take_up(self, record: JobRecord, *, serves: bool = True) -> Job:
+        """A job of an earlier Dispatcher; one that was being cancelled has stopped with it.
+
+        It fails where nothing here `serves` its model any more.
+        """
         job = Job.restored(record)
         if record.status is JobStatus.CANCELING:
             self._jobs[job.id] = job
             self.end(job, Canceled)
+            return job
+        if not serves:
+            self._jobs[job.id] = job
+            gone = ModelNotFound(f"model {job.model!r} is not served any more", hint="GET /v1/models lists what is")
+            self.end(job, Failed, error=ErrorInfo.of(gone))
             return job
         if job.crashes >= self._max_attempts:
             self._jobs[job.id] = job
@@ -186,7 +196,7 @@ class Lifecycle:
             return
         what = "stopped" if placement.planned else "lost"
         log.warning(f"a replica was {what}, the job is tried again", **origin(job.submission), attempt=job.attempt)
-        self._accounting.retried()
+        self._accounting.retried(job.model)
         self.again(job, image)
 
     def failed(self, placement: Placement, error: Exception) -> None:
@@ -265,7 +275,7 @@ class Lifecycle:
 
     def _drawn(self) -> Iterable[Job]:
         """Others wait for the pictures of one of these."""
-        return (job for job in self._jobs.active() if not self.flights.follows(job))
+        return (job for job in self._jobs.active(self._model) if not self.flights.follows(job))
 
     def _withdraw(self, job: Job) -> None:
         """Nothing more of it is placed."""

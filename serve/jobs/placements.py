@@ -127,6 +127,8 @@ class Placements:
             if gone.replica_id is not None:
                 placement.planned |= gone.killed and self._fleet.stopping(gone.replica_id)
                 self.lose(gone.replica_id, planned=placement.planned)
+                if gone.dead:
+                    self._fleet.leave(gone.replica_id)
             self._outcomes.lost(placement)
         except Exception as error:  # whatever it is, it ends this job and no other
             self._outcomes.failed(placement, error)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
-from serve.jobs.fleet import Fleet
+from serve.jobs.fleet import ROLES, Fleet
 from serve.jobs.store import JobStore
 from serve.jobs.tasks import Tasks
 from serve.step_times import StepTimes
@@ -14,15 +14,18 @@ SERVED = "served"
 
 
 class Served:
-    def __init__(self, fleet: Fleet, store: JobStore, tasks: Tasks) -> None:
+    def __init__(self, fleet: Fleet, store: JobStore, tasks: Tasks, tail: str = "") -> None:
+        """`tail` tells one model's note from another's."""
+        self._key = SERVED + tail
         self._fleet = fleet
         self._store = store
         self._tasks = tasks
         self._session = self._noted = ""
+        self._handed_over = False
 
     def take_up(self, known: Mapping[str, str], session: str) -> bool:
         """Whether it was ready before, in this `session`: with another one all replicas have ended, and are started."""
-        self._session, self._noted = session, known.get(SERVED, "")
+        self._session, self._noted = session, known.get(self._key, "")
         note = json.loads(self._noted) if self._noted else {}
         if not session or note.get("session") != session:
             return False
@@ -32,9 +35,21 @@ class Served:
 
     def note(self) -> None:
         """Stored where it has changed."""
-        asleep = self._fleet.sleepers.seconds()
-        times = self._fleet.times().to_table() if asleep else {}
-        note = json.dumps({"session": self._session, "asleep": asleep, "times": times})
-        if self._session and note != self._noted:
+        note = self._note(self._fleet.sleepers.seconds())
+        if self._session and note != self._noted and not self._handed_over:
             self._noted = note
-            self._tasks.spawn(self._store.remember(SERVED, note))
+            self._tasks.spawn(self._store.remember(self._key, note))
+
+    async def hand_over(self) -> None:
+        """At an orderly end. In a deploy the replicas are replaced as well, and nobody hears their goodbyes.
+
+        The next one takes them for asleep until they speak, and so refuses nobody while it waits for new ones.
+        """
+        if self._session and all(map(self._fleet.serves, ROLES)):
+            self._handed_over = True
+            asleep = {role: self._fleet.sleepers.start_s(role) for role in ROLES}
+            await self._store.remember(self._key, self._note(asleep))
+
+    def _note(self, asleep: Mapping[str, float | None]) -> str:
+        times = self._fleet.times().to_table() if asleep else {}
+        return json.dumps({"session": self._session, "asleep": asleep, "times": times})

@@ -17,7 +17,7 @@ from serve.messages import (
     ServiceStatus,
     Submission,
 )
-from serve.metrics.statistics import Statistics
+from serve.metrics.statistics import ModelStatistics
 from serve.quota import Usage
 
 
@@ -78,8 +78,11 @@ class ImageService(Protocol):
     async def hold(self, paused: bool) -> None:
         """Paused, nothing more is placed until it is resumed, also after a restart; jobs are taken in all the same."""
 
-    async def statistics(self) -> Statistics:
-        """Triton's counts of the whole service since it started, every answer that was given before included."""
+    async def statistics(self) -> dict[str, ModelStatistics]:
+        """Triton's counts of all models and their parts, by their names, since the service started.
+
+        Every answer that was given before is included.
+        """
 
     async def metrics(self) -> str:
         """The whole service in Prometheus' text format, every answer that was given before included."""

@@ -20,20 +20,21 @@ class StandingRefusals:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._said: dict[str | None, tuple[float, QueueFull]] = {}
+        self._said: dict[tuple[str, str | None], tuple[float, QueueFull]] = {}
 
-    def heard(self, refusal: QueueFull, user: str) -> None:
+    def heard(self, refusal: QueueFull, submission: Submission) -> None:
         if len(self._said) >= USERS:
             self._said = {whom: said for whom, said in self._said.items() if self._clock() < said[0]}
         if len(self._said) < USERS:
-            self._said[None if refusal.for_all else user] = (self._clock() + refusal.holds_s, refusal)
+            whom = None if refusal.for_all else submission.user
+            self._said[submission.request.model, whom] = (self._clock() + refusal.holds_s, refusal)
 
     def check(self, submission: Submission) -> None:
         """Raises QueueFull."""
         if not self._said or not _only_a_place_helps(submission):
             return
         for whom in (None, submission.user):
-            until, refusal = self._said.get(whom, (0.0, None))
+            until, refusal = self._said.get((submission.request.model, whom), (0.0, None))
             if refusal is not None and self._clock() < until:
                 raise refusal.again()
 

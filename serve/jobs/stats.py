@@ -45,12 +45,16 @@ class Recent:
         return self._succeeded
 
 
-def stats_of(status: ServiceStatus, fleet: Fleet, waiting: Iterable[Job], recent: Recent) -> ServiceStats:
+def stats_of(status: ServiceStatus, fleets: Iterable[Fleet], waiting: Iterable[Job], recent: Recent) -> ServiceStats:
     depth = Counter(job.submission.priority for job in waiting)
     return ServiceStats(
         status=status,
         waiting={priority: depth[priority] for priority in PRIORITIES},
-        replicas=tuple(ReplicaView(state=replica.state, placed=len(replica.placed)) for replica in fleet.replicas()),
+        replicas=tuple(
+            ReplicaView(state=replica.state, placed=len(replica.placed))
+            for fleet in fleets
+            for replica in fleet.replicas()
+        ),
         ended={name: recent.ended[name] for name in sorted(recent.ended)},
         response_s=recent.response_s(),
         images_per_minute=recent.images_per_minute(),

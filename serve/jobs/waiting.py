@@ -1,4 +1,4 @@
-"""Jobs that wait for a GPU: what each costs, by when it is due, where it stands, and who is told."""
+"""Jobs of one model that wait for a GPU: what each costs, by when it is due, where it stands, and who is told."""
 
 from __future__ import annotations
 
@@ -20,12 +20,19 @@ class WaitingRoom:
     """`moved` says that positions have changed since they were told last; `paused` that nothing is placed."""
 
     def __init__(
-        self, queue: JobQueue, jobs: Memory, fleet: Fleet, clock: Callable[[], float] = time.monotonic
+        self,
+        queue: JobQueue,
+        jobs: Memory,
+        fleet: Fleet,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        model: str | None = None,
     ) -> None:
         self._queue = queue
         self._jobs = jobs
         self._fleet = fleet
         self._clock = clock
+        self._model = model
         self._soft_deadlines = SoftDeadlines()
         self.moved = False
         self.paused = False
@@ -118,7 +125,9 @@ class WaitingRoom:
         self._fleet.sleepers.call(now, work=bool(waiting))
         drawing, starts_in = (0, 0.0) if self.paused else self._fleet.outlook(now)
         wanted = None if jobs is None else {job.id for job in jobs}
-        begun = (job.work() for job in self._jobs.active() if job.status is JobStatus.RUNNING and job.end is None)
+        begun = (
+            job.work() for job in self._jobs.active(self._model) if job.status is JobStatus.RUNNING and job.end is None
+        )
         times = etas(begun, (job.work() for job in waiting), drawing, starts_in)
         for position, (job, eta) in enumerate(zip(waiting, times, strict=True), 1):
             known = (position, len(waiting), eta is not None)

@@ -45,20 +45,21 @@ class Sleepers:
         """Seconds until all are up, for a job that comes now; 0 when none sleeps, None when that was never measured."""
         if not self._roles:
             return 0.0
-        times = [self._start_s(role) for role in self._roles]
+        times = [self.start_s(role) for role in self._roles]
         if any(seconds is None for seconds in times):
             return None
         passed = now - self._called if self._called is not None else 0.0
         return max(LEAST_S, max(seconds for seconds in times if seconds is not None) - passed)
 
-    def _start_s(self, role: str) -> float | None:
+    def start_s(self, role: str) -> float | None:
+        """How long one of it takes from the first job that waits; None when that was never measured."""
         if role in self._woke_s:
             return self._woke_s[role]
         return self._warmup_s[role] + PROCESS_S if role in self._warmup_s else None
 
     def seconds(self) -> dict[str, float | None]:
         """Of a start, by role that sleeps; None where it is unknown."""
-        return {role: self._start_s(role) for role in sorted(self._roles)}
+        return {role: self.start_s(role) for role in sorted(self._roles)}
 
     def restore(self, seconds: Mapping[str, float | None]) -> None:
         self._roles = set(seconds)

@@ -38,16 +38,18 @@ class GpuState:
 class ReplicaState:
     """A GPU replica as it registers with the Dispatcher and repeats in every heartbeat.
 
-    Denoisers with the same `engine` draw the same pictures: it names weights, code, device and precision. Empty is
-    unknown, and nothing is cached then. `warmup_s` is the time from the start of its process to ready.
+    It serves the `model` of this name; empty is the first. Denoisers with the same `engine` draw the same pictures: it
+    names weights, code, device and precision. Empty is unknown, and nothing is cached then. `warmup_s` is the time from
+    the start of its process to ready.
 
     VRAM in bytes: `used` by tensors, `reserved` by the process, `total` that it may use; None on a CPU. `max_px` is the
     side of the largest square that fits into it, with guidance `max_guided_px`; None where memory is no limit.
-    `adapters` are those that it serves, by name with the digest of their files; `adapters_held` are in its memory.
-    So are `controlnets` and `controlnets_held`.
+    `max_input_px` is that of the largest picture to begin with. `adapters` are those that it serves, by name with the
+    digest of their files; `adapters_held` are in its memory, and take `adapter_bytes` of it. So are `controlnets`.
     """
 
     replica_id: str
+    model: str = ""
     role: Literal["text_encoder", "denoiser"]
     phase: Phase
     fraction: float = 0.0
@@ -62,12 +64,22 @@ class ReplicaState:
     warmup_s: float | None = None
     max_px: int | None = None
     max_guided_px: int | None = None
+    max_input_px: int | None = None
     adapters: dict[str, str] = field(default_factory=dict)
     adapters_held: tuple[str, ...] = ()
+    adapter_bytes: int | None = None
     controlnets: dict[str, str] = field(default_factory=dict)
     controlnets_held: tuple[str, ...] = ()
+    controlnet_bytes: int | None = None
 
     def takes(self, request: ImageRequest) -> bool:
         """Whether its memory can."""
-        largest = self.max_guided_px if request.guided else self.max_px
+        largest = self.largest_px(request)
         return largest is None or request.width * request.height <= largest**2
+
+    def largest_px(self, request: ImageRequest) -> int | None:
+        """The side of the largest such square that its memory takes; None where that is no limit."""
+        sides = [self.max_guided_px if request.guided else self.max_px]
+        if request.inputs:
+            sides.append(self.max_input_px)
+        return min((side for side in sides if side is not None), default=None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from serve.messages.outcomes import CacheUse, ErrorInfo, ImageError, JobStatus, StoredImage, Timings
@@ -12,8 +12,11 @@ from serve.messages.requests import ImageRequest, PresetUse, Priority
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceStatus:
-    """The whole service at one moment. `eta_seconds` estimates the wait of a job submitted now; `warnings` say to its
-    operator what is wrong with it though it works."""
+    """The whole service at one moment, and each of its `models`, of which the longest wait and the least phase count.
+
+    It is ready from when all of them were, as long as one of them is. `eta_seconds` estimates the wait of a job
+    submitted now; `warnings` say to its operator what is wrong with it though it works.
+    """
 
     ready: bool
     phase: str
@@ -26,6 +29,7 @@ class ServiceStatus:
     uptime_s: float
     paused: bool = False
     warnings: tuple[str, ...] = ()
+    models: dict[str, ServiceStatus] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,6 +9,7 @@ Kind = Literal["counter", "gauge", "histogram"]
 
 WAIT_S = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 WORK_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+ADAPTER = ("model", "adapter")  # the configured names, no others
 MEMBERS = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 32.0, 64.0)
 
 
@@ -25,17 +26,27 @@ class Spec:
 
 CATALOG: tuple[Spec, ...] = (
     # the queue
-    Spec("gauge", "zimage_queue_depth", "jobs that wait for their first step", ("priority",)),
-    Spec("gauge", "zimage_queue_oldest_age_seconds", "age of the job that has waited longest; 0 when none waits"),
-    Spec("gauge", "zimage_jobs_running", "jobs that have begun and not ended"),
-    Spec("gauge", "zimage_backlog_gpu_seconds", "work left in queued and running jobs, by measured step times"),
+    Spec("gauge", "zimage_queue_depth", "jobs that wait for their first step", ("model", "priority")),
+    Spec("gauge", "zimage_queue_oldest_age_seconds", "age of the job that has waited longest; 0 when none", ("model",)),
+    Spec("gauge", "zimage_jobs_running", "jobs that have begun and not ended", ("model",)),
+    Spec(
+        "gauge",
+        "zimage_backlog_gpu_seconds",
+        "work left in queued and running jobs, by measured step times",
+        ("model",),
+    ),
     # jobs
     Spec("counter", "zimage_jobs_total", "jobs that ended, by how", ("model", "priority", "status")),
     Spec("counter", "zimage_images_total", "pictures in jobs that succeeded", ("model", "format")),
-    Spec("counter", "zimage_refusals_total", "jobs refused before they were accepted, by error code", ("reason",)),
-    Spec("counter", "zimage_cancellations_total", "jobs cancelled while queued or running", ("phase",)),
-    Spec("counter", "zimage_job_retries_total", "new attempts of jobs whose replica was lost"),
-    Spec("counter", "zimage_cache_requests_total", "jobs by what the result cache did", ("result",)),
+    Spec(
+        "counter",
+        "zimage_refusals_total",
+        "jobs refused before they were accepted, by error code",
+        ("model", "reason"),
+    ),
+    Spec("counter", "zimage_cancellations_total", "jobs cancelled while queued or running", ("model", "phase")),
+    Spec("counter", "zimage_job_retries_total", "new attempts of jobs whose replica was lost", ("model",)),
+    Spec("counter", "zimage_cache_requests_total", "jobs by what the result cache did", ("model", "result")),
     Spec("histogram", "zimage_request_duration_seconds", "acceptance to success", ("model",), WAIT_S),
     Spec("histogram", "zimage_queue_duration_seconds", "acceptance to the first step", ("model",), WAIT_S),
     Spec(
@@ -45,23 +56,46 @@ CATALOG: tuple[Spec, ...] = (
         ("model", "stage"),
         WORK_S,
     ),
-    Spec("counter", "zimage_slo_jobs_total", "jobs by whether they ended within alpha x solo time", ("alpha", "met")),
+    Spec(
+        "counter",
+        "zimage_slo_jobs_total",
+        "jobs by whether they ended within alpha x solo time",
+        ("model", "alpha", "met"),
+    ),
     # replicas
-    Spec("gauge", "zimage_replicas", "replicas that send heartbeats, by what they are doing", ("deployment", "phase")),
+    Spec(
+        "gauge",
+        "zimage_replicas",
+        "replicas that send heartbeats, by what they are doing",
+        ("model", "deployment", "phase"),
+    ),
     Spec(
         "counter",
         "zimage_replica_restarts_total",
         "replicas that were lost and had to be replaced; not those that were stopped on purpose",
-        ("deployment",),
+        ("model", "deployment"),
     ),
     Spec("gauge", "zimage_warmup_seconds", "process start to ready, of replicas that are ready", ("replica",)),
     Spec("histogram", "zimage_step_duration_seconds", "one denoising step of a batch", ("model",), WORK_S),
-    Spec("histogram", "zimage_batch_size", "members of a batch: encode, step, decode", ("stage",), MEMBERS),
+    Spec("histogram", "zimage_batch_size", "members of a batch: encode, step, decode", ("model", "stage"), MEMBERS),
     Spec("gauge", "zimage_vram_used_bytes", "GPU memory in use by the replica's process", ("replica",)),
     Spec("gauge", "zimage_vram_reserved_bytes", "GPU memory that the replica's allocator holds", ("replica",)),
     Spec("gauge", "zimage_vram_total_bytes", "GPU memory of the replica's device", ("replica",)),
     Spec("gauge", "zimage_gpu_utilization_ratio", "share of time in which a kernel ran, 0 to 1", ("replica",)),
     Spec("gauge", "zimage_gpu_power_watts", "power that the replica's device draws", ("replica",)),
+    # adapters
+    Spec("counter", "zimage_adapter_images_total", "pictures with an adapter in jobs that succeeded", ADAPTER),
+    Spec("counter", "zimage_adapter_loads_total", "loads of an adapter into a replica's memory", ADAPTER),
+    Spec("counter", "zimage_adapter_load_failures_total", "loads of an adapter that failed", ADAPTER),
+    Spec("counter", "zimage_adapter_evictions_total", "adapters let go to make room for others", ADAPTER),
+    Spec(
+        "histogram",
+        "zimage_adapter_load_duration_seconds",
+        "one load: its file read, checked and put on the device",
+        (),
+        WORK_S,
+    ),
+    Spec("gauge", "zimage_adapter_bytes", "memory that adapters take on the replica's device", ("replica",)),
     # the asset store, webhooks, quotas
     Spec("gauge", "zimage_store_free_bytes", "room in the local asset store; without a sample for S3"),
     Spec("gauge", "zimage_store_assets", "pictures in the asset store"),
@@ -73,7 +107,7 @@ CATALOG: tuple[Spec, ...] = (
     Spec("counter", "zimage_http_requests_total", "answers, by route and status", ("route", "status")),
     Spec("histogram", "zimage_http_request_duration_seconds", "request to end of answer", ("route",), WAIT_S),
     # the service
-    Spec("gauge", "zimage_ready", "1 when pictures can be drawn"),
+    Spec("gauge", "zimage_ready", "1 when pictures can be drawn", ("model",)),
     Spec("gauge", "zimage_uptime_seconds", "age of the Dispatcher; a restart is a counter reset"),
     Spec("gauge", "zimage_build_info", "1, labelled with what is running", ("version", "model", "engine")),
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
@@ -24,6 +24,12 @@ class Snapshot:
     replicas: list[ReplicaState] = field(default_factory=list)
     pending: dict[str, int] = field(default_factory=dict)
 
+    def beside(self, other: Snapshot) -> Snapshot:
+        """Of both models."""
+        return Snapshot(
+            self.gauges | other.gauges, [*self.replicas, *other.replicas], {**self.pending, **other.pending}
+        )
+
 
 class Registry:
     """Counters and histograms are told with `count`, `observe` or a tally from elsewhere; gauges are asked for.
@@ -31,7 +37,7 @@ class Registry:
     Series that can be known beforehand exist from the start, at zero: a rate over the first event is then not lost.
     """
 
-    def __init__(self, statistics: Statistics, snapshot: Callable[[], Snapshot]) -> None:
+    def __init__(self, statistics: Sequence[Statistics], snapshot: Callable[[], Snapshot]) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # a series more for each that nobody reads
         self._registry = CollectorRegistry()
         self._counters = {spec.name: self._counter(spec) for spec in CATALOG if spec.kind == "counter"}

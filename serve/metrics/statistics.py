@@ -64,12 +64,17 @@ class ModelStatistics:
 
 @dataclass(slots=True)
 class Statistics:
-    """The pipeline, called by the served name, and its two parts."""
+    """Of one model: the pipeline, called by the served name, and its two parts, whose names end with `tail`."""
 
     model: str
+    tail: str = ""
     pipeline: ModelStatistics = field(default_factory=ModelStatistics)
     text_encoder: ModelStatistics = field(default_factory=ModelStatistics)
     denoiser: ModelStatistics = field(default_factory=ModelStatistics)
 
     def models(self) -> dict[str, ModelStatistics]:
-        return {self.model: self.pipeline, "text_encoder": self.text_encoder, "denoiser": self.denoiser}
+        return {
+            self.model: self.pipeline,
+            f"text_encoder{self.tail}": self.text_encoder,
+            f"denoiser{self.tail}": self.denoiser,
+        }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
@@ -41,7 +41,7 @@ class TritonCollector(Collector):
 
     def __init__(
         self,
-        statistics: Statistics,
+        statistics: Sequence[Statistics],
         pending: Callable[[], Mapping[str, int]],
         replicas: Callable[[], list[ReplicaState]],
     ) -> None:
@@ -50,7 +50,7 @@ class TritonCollector(Collector):
         self._replicas = replicas
 
     def collect(self) -> Iterator[Metric]:
-        models = self._statistics.models()
+        models = {name: totals for statistics in self._statistics for name, totals in statistics.models().items()}
         for name, (help, value) in _TOTALS.items():
             metric = Metric(name, help, "unknown")
             for model, totals in models.items():

@@ -1,9 +1,9 @@
-"""The presets of the served model, out of a text that was validated whole."""
+"""The presets of the served models, out of a text that was validated whole."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,11 +22,25 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class Catalog:
-    """By name, in the file's order. Without a file it is empty."""
+    """Of the first model, and of the `others`. By name, in the file's order. Without a file it is empty."""
 
     presets: Mapping[str, Preset] = field(default_factory=dict)
     styles: Mapping[str, Style] = field(default_factory=dict)
     aliases: Mapping[str, Alias] = field(default_factory=dict)
+    others: Mapping[str, Catalog] = field(default_factory=dict)
+
+    def of(self, model: str) -> Catalog:
+        """That of the first model, but for a name of another one."""
+        return self.others.get(model, self)
+
+    def home(self, preset: str | None, style: str | None) -> str | None:
+        """The model to draw with where none was asked for: another than the first, if only that one has them."""
+        if self.has(preset, style):
+            return None
+        return next((model for model, catalog in self.others.items() if catalog.has(preset, style)), None)
+
+    def has(self, preset: str | None, style: str | None) -> bool:
+        return (preset is None or preset in self.presets) and (style is None or style in self.styles)
 
 
 def parse(file: str, text: str, settings: Settings) -> Catalog:
@@ -38,7 +52,10 @@ def parse(file: str, text: str, settings: Settings) -> Catalog:
     found = problems(document, settings)
     if found:
         raise InvalidConfig("\n".join(map(str, found)), param=found[0].key or None, hint=f"correct {file}")
-    return _catalog(PresetsFile.model_validate(document.data), settings.model)
+    content = PresetsFile.model_validate(document.data)
+    aliases = {alias.name: alias for alias in content.model_aliases}
+    others = {model: _catalog(content, settings.of(model)) for model in settings.models}
+    return replace(_catalog(content, settings), aliases=aliases, others=others)
 
 
 def check_file(path: Path, settings: Settings) -> list[Problem]:
@@ -66,12 +83,22 @@ def problems_of(document: Document, data: object, at: Key, settings: Settings) -
     if found:
         return found
     file = PresetsFile.model_validate(data)
-    for i, preset in enumerate(file.presets):
-        if preset.serves(settings.model):
-            found += _of_preset(document, preset, (*at, "presets", i), settings)
-    found += _twice(document, file.presets, (*at, "presets"), settings.model)
-    found += _twice(document, file.styles, (*at, "styles"), settings.model)
+    for model in settings.served:
+        found += (problem for problem in _of_model(document, file, at, settings.of(model)) if problem not in found)
     return found + list(_of_aliases(document, file, at, settings))
+
+
+def _of_model(document: Document, file: PresetsFile, at: Key, settings: Settings) -> Iterator[Problem]:
+    names = _names(settings)
+    for i, preset in enumerate(file.presets):
+        if preset.serves(*names):
+            yield from _of_preset(document, preset, (*at, "presets", i), settings)
+    yield from _twice(document, file.presets, (*at, "presets"), names)
+    yield from _twice(document, file.styles, (*at, "styles"), names)
+
+
+def _names(settings: Settings) -> tuple[str, str]:
+    return settings.model, settings.served_model_name
 
 
 def warm_up_shapes(settings: Settings) -> tuple[tuple[int, int], ...]:
@@ -79,19 +106,29 @@ def warm_up_shapes(settings: Settings) -> tuple[tuple[int, int], ...]:
     if settings.presets is None:
         return ()
     try:
-        catalog = parse(settings.presets.name, read_text(settings.presets, settings.presets.name), settings)
-    except (NoDocument, InvalidConfig) as error:
-        log.warning("the sizes of presets are not warmed up", reason=str(error))
-        return ()
-    sizes = {preset.size for preset in catalog.presets.values() if preset.size}
+        document = Document(settings.presets.name, read_text(settings.presets, settings.presets.name))
+    except NoDocument as error:
+        return _none(error.problem)
+    if problem := next(document.check(PresetsFile, document.data), None):
+        return _none(problem)
+    file = PresetsFile.model_validate(document.data)
+    if problem := next(_of_model(document, file, (), settings), None):
+        return _none(problem)
+    sizes = {preset.size for preset in _catalog(file, settings).presets.values() if preset.size}
     return tuple(sorted(parse_size(size, settings.cap_px) for size in sizes))
 
 
-def _catalog(file: PresetsFile, model: str) -> Catalog:
+def _none(problem: Problem) -> tuple[tuple[int, int], ...]:
+    log.warning("the sizes of presets are not warmed up", reason=str(problem))
+    return ()
+
+
+def _catalog(file: PresetsFile, settings: Settings) -> Catalog:
+    """Of one model."""
+    names = _names(settings)
     return Catalog(
-        {preset.name: preset for preset in file.presets if preset.serves(model)},
-        {style.name: style for style in file.styles if style.serves(model)},
-        {alias.name: alias for alias in file.model_aliases},
+        {preset.name: preset for preset in file.presets if preset.serves(*names)},
+        {style.name: style for style in file.styles if style.serves(*names)},
     )
 
 
@@ -118,26 +155,32 @@ def _of_preset(document: Document, preset: Preset, at: Key, settings: Settings) 
             yield document.problem((*at, *key), f"is {steps}, over its own limits.max_steps {limits.max_steps}")
 
 
-def _twice(document: Document, entries: Sequence[S], at: Key, model: str) -> Iterator[Problem]:
+def _twice(document: Document, entries: Sequence[S], at: Key, names: tuple[str, str]) -> Iterator[Problem]:
     seen: set[str] = set()
     for i, entry in enumerate(entries):
-        if entry.serves(model):
+        if entry.serves(*names):
             if entry.name in seen:
                 yield document.problem((*at, i, "name"), f"{entry.name!r} is taken for this model", "rename one")
             seen.add(entry.name)
 
 
 def _of_aliases(document: Document, file: PresetsFile, at: Key, settings: Settings) -> Iterator[Problem]:
-    seen = {settings.served_model_name}
+    seen = set(settings.served)
     for i, alias in enumerate(file.model_aliases):
         place = (*at, "model_aliases", i)
         if alias.name in seen:
             yield document.problem((*place, "name"), f"{alias.name!r} is taken", "rename it")
         seen.add(alias.name)
+        if alias.model not in (None, *settings.served):
+            hint = suggestion(str(alias.model), settings.served)
+            there = ", ".join(settings.served)
+            yield document.problem((*place, "model"), f"there is no model {alias.model!r}, but: {there}", hint)
+            continue
+        own = _names(settings.of(alias.model or settings.served_model_name))
         for key, name, entries in (
             ("preset", alias.preset, file.presets),
             ("style_preset", alias.style_preset, file.styles),
         ):
-            names = tuple(entry.name for entry in entries if entry.serves(settings.model))
+            names = tuple(entry.name for entry in entries if entry.serves(*own))
             if name is not None and name not in names:
                 yield document.problem((*place, key), f"there is no {name!r} for this model", suggestion(name, names))

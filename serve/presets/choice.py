@@ -10,7 +10,7 @@ from serve.document import suggestion
 from serve.errors import Fragment, InvalidRequest
 from serve.presets.banned import first_banned
 from serve.presets.catalog import Catalog
-from serve.presets.file import SLOT, Lockable, Preset, Quality, Style
+from serve.presets.file import SLOT, Alias, Lockable, Preset, Quality, Style
 
 T = TypeVar("T")
 E = TypeVar("E", bound=Style)
@@ -42,9 +42,8 @@ class Choice:
     style: Style | None = None
 
     @classmethod
-    def of(cls, catalog: Catalog, model: str | None, preset: str | None, style: str | None) -> Choice:
-        """`model` may be an alias that stands for presets. Raises InvalidRequest for an unknown name."""
-        alias = catalog.aliases.get(model or "")
+    def of(cls, catalog: Catalog, alias: Alias | None, preset: str | None, style: str | None) -> Choice:
+        """`catalog` is the model's own; an `alias` stands for presets. Raises InvalidRequest for an unknown name."""
         if alias is not None:
             preset, style = preset or alias.preset, style or alias.style_preset
         return cls(_named("preset", preset, catalog.presets), _named("style_preset", style, catalog.styles))

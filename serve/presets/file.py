@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Annotated, Literal
 
@@ -65,13 +66,15 @@ class Style(_Entry):
     prompt: Template
     negative_prompt: str = Field("", max_length=4000)
 
-    def serves(self, model: str) -> bool:
-        """`models` are patterns for the setting `model`; one with `!` excludes."""
+    def serves(self, *names: str) -> bool:
+        """`models` are patterns for a model's names: its setting `model`, or as it is served; one with `!` excludes."""
         wanted = [pattern for pattern in self.models if not pattern.startswith("!")] or ["*"]
         unwanted = [pattern[1:] for pattern in self.models if pattern.startswith("!")]
-        return any(fnmatchcase(model, pattern) for pattern in wanted) and not any(
-            fnmatchcase(model, pattern) for pattern in unwanted
-        )
+        return _match(names, wanted) and not _match(names, unwanted)
+
+
+def _match(names: Sequence[str], patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
 
 
 class Preset(Style):
@@ -92,9 +95,10 @@ class Preset(Style):
 
 
 class Alias(_Entry):
-    """A `model` that clients may name for the served one, and the presets that it stands for."""
+    """A `model` that clients may name for one that is served, the first if none is said, and presets with it."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")
+    model: str | None = None
     preset: Name | None = None
     style_preset: Name | None = None
 

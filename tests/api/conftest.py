@@ -166,11 +166,14 @@ def stuck(service, settings, tmp_path) -> Callable[..., AbstractAsyncContextMana
         store = store_of(changed.model_copy(update={"data": tmp_path}))
         dispatcher = replicas.dispatcher = Dispatcher(changed, replicas, store, service.assets)
         await dispatcher.open()
+        tokenizers = dict.fromkeys(changed.models, service.prompts)
         if ready:
             for role in ("text_encoder", "denoiser"):
                 dispatcher.heartbeat(ReplicaState(replica_id=role, role=role, phase=Phase.READY, slots=1))
         try:
-            yield Stuck(dispatcher, create_app(dispatcher, service.assets, service.prompts, changed))
+            yield Stuck(
+                dispatcher, create_app(dispatcher, service.assets, service.prompts, changed, tokenizers=tokenizers)
+            )
         finally:
             await dispatcher.close()
 

@@ -62,6 +62,7 @@ ALLOWED = {
     "POST /v1/jobs/{job_id}/cancel": DRAWERS,
     "DELETE /v1/jobs/{job_id}": DRAWERS,
     "POST /hf/text-to-image": DRAWERS,
+    "POST /hf/models/{model}": DRAWERS,
     "GET /v2/health/live": EVERYBODY,
     "GET /v2/health/ready": EVERYBODY,
     "GET /v2": KNOWN,

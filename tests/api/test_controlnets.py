@@ -151,6 +151,12 @@ async def test_kserve_rows_follow_one_picture(api) -> None:
     assert answer.json()["outputs"][0]["data"] == [plain]
 
 
+async def test_hugging_faces_client_sends_it_among_the_parameters(api) -> None:
+    fields = {name: value for name, value in (QUICK | LINES).items() if name != "prompt"}
+    answer = await api.post("/hf/text-to-image", json={"inputs": QUICK["prompt"], "parameters": fields})
+    assert answer.content == base64.b64decode((await generate(api, **LINES)).json()["data"][0]["b64_json"])
+
+
 async def test_models_lists_them(api) -> None:
     (model, *aliases) = (await api.get("/v1/models")).json()["data"]
     known = [{"id": "lines", "scale": 0.9, "max_scale": 2.0}, {"id": "depth", "scale": 0.75, "max_scale": 2.0}]
@@ -217,4 +223,4 @@ async def test_a_service_without_controlnets_says_so(client) -> None:
     assert answer.status_code == 400
     assert "there are none" in answer.json()["error"]["hint"]
     answer = await client.post("/hf/text-to-image", json={"inputs": "a fox", "parameters": LINES})
-    assert answer.headers["X-Ignored-Parameters"] == "controlnet, control_image"
+    assert answer.json()["error"]["code"] == "controlnet_not_found"

@@ -222,7 +222,7 @@ async def test_a_full_store_is_said_before_work_starts(service, settings, door, 
         refused(await client.post(URL, json=fox), 507, "store_full")
     assert (await service.status()).queued == 0
     tally = recorder.drain()
-    assert tally.counts["zimage_refusals_total", ("store_full",)] == 1
+    assert tally.counts["zimage_refusals_total", ("z-image-turbo", "store_full")] == 1
 
 
 async def test_an_unexpected_error_shows_nothing_of_the_inside(client, refused, fox, settings):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -21,6 +20,7 @@ from serve.jobs.store import store_of
 from serve.local import open_service
 from serve.settings import Settings
 from tests.api.environments import ROOT, environment, ran
+from tests.ports import free_port
 
 EXAMPLES = ROOT / "examples"
 README = (EXAMPLES / "README.md").read_text()
@@ -63,6 +63,19 @@ async def test_python(base_url, tmp_path, name):
 @pytest.mark.parametrize(("name", "requirements"), DRAWING.items(), ids=DRAWING)
 async def test_python_in_an_environment_of_its_own(base_url, tmp_path, name, requirements):
     await drawn(base_url, tmp_path, str(await environment(*requirements) / "python"), str(EXAMPLES / name))
+
+
+async def test_hugging_faces_begins_with_a_picture_too(base_url, tmp_path):
+    begin = tmp_path / "begin.png"
+    Image.new("RGB", (128, 128), "navy").save(begin)
+    code, output = await ran(
+        *(sys.executable, str(EXAMPLES / "huggingface.py"), "a red fox", str(tmp_path / "fox.png"), str(begin)),
+        env=given(base_url),
+        seconds=120,
+    )
+    assert code == 0, output[-4000:]
+    with Image.open(tmp_path / "fox.png") as image:
+        assert image.size == (128, 128)
 
 
 async def test_triton(base_url):
@@ -133,12 +146,6 @@ async def delivering(settings: Settings) -> AsyncIterator[None]:
     finally:
         await courier.close()
         await store.close()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 async def listening(port: int, seconds: float = 60) -> None:

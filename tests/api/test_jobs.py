@@ -311,7 +311,9 @@ async def test_the_queue_shows_what_waits_and_what_is_mine(stuck, door, fox):
         first, second = [(await client.post(URL, json=fox)).json()["id"] for _ in range(2)]
         await service.until(running=1, queued=1)
         queue = (await client.get("/v1/queue")).json()
-    assert set(queue) == {"object", "depth", "running", "paused", "replicas", "estimated_wait_seconds", "my_jobs"}
+    assert set(queue) == {
+        *("object", "depth", "running", "paused", "replicas", "estimated_wait_seconds", "models", "my_jobs")
+    }
     assert (queue["depth"], queue["running"], queue["replicas"]) == (1, 1, 1)
     assert [(job["id"], job["status"]) for job in queue["my_jobs"]] == [(second, "queued"), (first, "running")]
     assert queue["my_jobs"][0]["queue"]["position"] == 1

@@ -7,47 +7,22 @@ import json
 import shutil
 import socket
 import subprocess
-from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import pytest_asyncio
-from fastapi import FastAPI
 from websockets.asyncio.client import connect
 
 from serve.api.app import create_app
-from tests.api.balancers import PATH, Balancer, balancer, haproxy_config, nginx_config
+from tests.api.balancers import PATH, Balancer, Node, balancer, haproxy_config, nginx_config
 
 KINDS = pytest.mark.parametrize("kind", ["nginx", "haproxy"])
 JOB = {"prompt": "a cat", "size": "64x64", "num_inference_steps": 12, "seed": 1}
 Serving = Callable[[Any], AbstractAsyncContextManager[str]]
-
-
-@dataclass
-class Node:
-    """A Gateway behind Ray Serve's proxy, which answers `/-/healthz` itself: 503 while it drains."""
-
-    app: FastAPI
-    draining: bool = False
-    seen: Counter[str] = field(default_factory=Counter)
-    headers: list[dict[str, str]] = field(default_factory=list)
-    clients: set[Any] = field(default_factory=set)
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] == "http" and scope["path"] == "/-/healthz":
-            await send({"type": "http.response.start", "status": 503 if self.draining else 200, "headers": []})
-            await send({"type": "http.response.body", "body": b"success"})
-            return
-        if scope["type"] == "http":
-            self.seen[f"{scope['method']} {scope['path']}"] += 1
-            self.headers.append({name.decode(): value.decode() for name, value in scope["headers"]})
-            self.clients.add(scope["client"])
-        await self.app(scope, receive, send)
 
 
 @pytest_asyncio.fixture(loop_scope="session")
@@ -219,9 +194,7 @@ async def test_haproxy_drains_without_cutting_what_runs(nodes: list[tuple[Node, 
 async def _until(front: Balancer, node: str, state: str) -> None:
     async with asyncio.timeout(15):
         while True:
-            lines = (await front.command("show stat")).splitlines()
-            columns = lines[0].removeprefix("# ").split(",")
-            rows = [dict(zip(columns, line.split(","), strict=False)) for line in lines[1:]]
+            rows = await front.servers()
             if next(row for row in rows if row["svname"] == node)["status"].startswith(state):
                 return
             await asyncio.sleep(0.1)

@@ -17,6 +17,7 @@ from serve.api.app import create_app
 from serve.local import open_service
 from serve.settings import Settings
 from tests.api.conftest import served
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 LOCUST = ROOT / ".venv-loadtest/bin/python"
@@ -46,6 +47,10 @@ class Run:
         return int(self.lines[kind, name]["Request Count"]) if (kind, name) in self.lines else 0
 
 
+def environment() -> dict[str, str]:
+    return {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
+
+
 async def locust(url: str, folder: Path, *arguments: str, files: str = FILE) -> Run:
     command = ["-m", "locust", "-f", files, "--host", url, "--headless", "--only-summary", "--csv", str(folder / "run")]
     process = await asyncio.create_subprocess_exec(
@@ -53,7 +58,7 @@ async def locust(url: str, folder: Path, *arguments: str, files: str = FILE) -> 
         *command,
         *arguments,
         cwd=ROOT,
-        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)},
+        env=environment(),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
@@ -93,6 +98,35 @@ async def test_an_open_loop_keeps_its_rate(url, tmp_path):
     run = await locust(url, tmp_path, *arrivals, files=files)
     assert run.code == 0, run.output
     assert 5 <= run.count("Arrivals", "first byte") <= 10  # one a second, the first of each five after up to 5 s
+
+
+async def test_its_page_starts_the_chosen_users(url, tmp_path):
+    port = free_port()
+    page = ("--web-host", "127.0.0.1", "--web-port", str(port), "--class-picker", "--stop-timeout", "30")
+    with (tmp_path / "log").open("wb") as log:
+        command = [LOCUST, "-m", "locust", "-f", FILE, "--host", url, *page]
+        process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, env=environment(), stdout=log, stderr=log)
+    try:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30) as client, asyncio.timeout(90):
+            assert "Locust" in (await answered(client, "/")).text
+            chosen = {"user_count": "1", "spawn_rate": "1", "host": url, "user_classes": "BatchScript", "pace": "0.1"}
+            assert (await client.post("/swarm", data=chosen)).json()["success"]
+            while "time to picture" not in (found := (await client.get("/stats/requests")).text):
+                await asyncio.sleep(0.2)
+            assert "BatchScript" in found
+            assert "Designer" not in found
+            (await client.post("/stop")).raise_for_status()
+    finally:
+        process.terminate()
+        await asyncio.wait_for(process.wait(), 60)
+
+
+async def answered(client: httpx.AsyncClient, path: str) -> httpx.Response:
+    while True:
+        try:
+            return (await client.get(path)).raise_for_status()
+        except httpx.TransportError:
+            await asyncio.sleep(0.2)
 
 
 async def test_a_lost_job_is_told_and_fails_the_run(url, tmp_path):

@@ -35,7 +35,7 @@ async def test_a_read_after_an_answer_includes_it(client, fox):
     assert grown["zimage_images_total{format=png,model=z-image-turbo}"] == 2
     assert grown["zimage_request_duration_seconds_count{model=z-image-turbo}"] == 1
     assert grown["zimage_stage_duration_seconds_count{model=z-image-turbo,stage=denoise}"] == 2
-    assert grown["zimage_batch_size_count{stage=step}"] >= 8
+    assert grown["zimage_batch_size_count{model=z-image-turbo,stage=step}"] >= 8
 
 
 async def test_a_refused_body_is_no_failed_job(client):
@@ -48,7 +48,7 @@ async def test_nothing_is_counted_before_the_first_request_and_gpu_gauges_have_n
         seen = await scraped(client)
     assert seen["nv_inference_request_success{model=z-image-turbo,version=1}"] == 0
     assert not any(name.startswith(("zimage_vram", "zimage_gpu", "nv_gpu")) for name in seen)
-    assert seen["zimage_ready"] == 1
+    assert seen["zimage_ready{model=z-image-turbo}"] == 1
 
 
 async def test_the_queue_is_seen(stuck, door, fox):
@@ -57,7 +57,7 @@ async def test_the_queue_is_seen(stuck, door, fox):
             await client.post("/v1/jobs", json=fox | {"priority": priority})
         await service.until(running=1, queued=3)
         seen = await scraped(client)
-    assert seen["zimage_jobs_running"] == 1
-    assert seen["zimage_queue_depth{priority=batch}"] == 2
-    assert seen["zimage_queue_oldest_age_seconds"] > 0
+    assert seen["zimage_jobs_running{model=z-image-turbo}"] == 1
+    assert seen["zimage_queue_depth{model=z-image-turbo,priority=batch}"] == 2
+    assert seen["zimage_queue_oldest_age_seconds{model=z-image-turbo}"] > 0
     assert seen["nv_inference_pending_request_count{model=denoiser,version=1}"] == 3

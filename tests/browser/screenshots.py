@@ -12,7 +12,7 @@ from playwright.async_api import Page, async_playwright, expect
 from serve.api.app import create_app
 from serve.local import open_service
 from serve.presets.hot import hot_presets
-from serve.settings import Settings
+from serve.settings import EMBEDDED_FOLDER, Settings
 from tests.api.conftest import served
 from tests.browser.conftest import CHROMIUM, draw
 
@@ -32,7 +32,8 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 
 async def main(folder: Path) -> None:
-    settings = Settings(data=tempfile.mkdtemp(), warmup_sizes_px=(128,))
+    adapters = {"blueprint": str(EMBEDDED_FOLDER / "adapters" / "blueprint.safetensors")}
+    settings = Settings(data=tempfile.mkdtemp(), warmup_sizes_px=(128,), adapters=adapters)
     presets = hot_presets(settings)
     await presets.open()
     async with open_service(settings) as service, async_playwright() as playwright:
@@ -89,8 +90,24 @@ async def shoot_others(page: Page, folder: Path) -> None:
     await draw(page, "a red fox in the snow")
     await expect(page.locator(".make .error")).to_be_visible()
     await shoot(page, folder / "page-error.webp")
+    await page.get_by_label("Width").fill("")
+    await paint(page, folder)
     await page.get_by_role("button", name="Begin with nothing").click()
     await page.get_by_role("group", name="Size").get_by_text("1:1").click()
+
+
+async def paint(page: Page, folder: Path) -> None:
+    await page.get_by_role("button", name="Paint what may change").click()
+    box = await page.locator(".easel canvas").bounding_box()
+    assert box is not None
+    await page.mouse.move(box["x"] + 0.3 * box["width"], box["y"] + 0.2 * box["height"])
+    await page.mouse.down()
+    for at in range(30):
+        across, down = 0.3 + 0.014 * at, 0.2 + 0.12 * (at % 5) / 4
+        await page.mouse.move(box["x"] + across * box["width"], box["y"] + down * box["height"])
+    await page.mouse.up()
+    await shoot(page, folder / "page-paint.webp")
+    await page.get_by_role("dialog").get_by_role("button", name="Use this").click()
 
 
 async def shoot(page: Page, path: Path) -> None:

@@ -6,7 +6,8 @@ import pytest
 from playwright.async_api import expect
 
 from tests.browser.conftest import draw
-from tests.oidc.provider import free_port, page_settings, provider
+from tests.oidc.provider import page_settings, provider
+from tests.ports import free_port
 
 
 @pytest.fixture

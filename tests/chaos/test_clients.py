@@ -14,12 +14,14 @@ from contextlib import contextmanager
 import httpx
 import pytest
 
+from deployments.proxy import HEAD_S
 from tests.chaos.conftest import ROUNDS, Service
 from tests.chaos.crowd import drawn
 from tests.chaos.faults import half_open
 
 pytestmark = [pytest.mark.cluster, pytest.mark.chaos]
 
+BYTES_EACH = 50_000
 BIG = {"prompt": "a cat", "size": "256x256", "n": 6, "num_inference_steps": 1, "seed": 3, "cache": "auto"}
 
 
@@ -50,6 +52,33 @@ async def test_half_open_connections_keep_nobody_out(
             sockets[index].close()
         await drawn(service.url)
     await drawn(service.url)
+
+
+@pytest.mark.nightly
+async def test_half_open_connections_cost_little_and_are_closed_in_time(
+    service: Service, connections: int, round: int
+) -> None:
+    (proxy,) = service.server.processes("ray::ProxyActor")
+    before = proxy.memory_info().rss
+    with half_open(service.url, connections) as sockets:
+        await drawn(service.url)
+        assert proxy.memory_info().rss - before < connections * BYTES_EACH
+        async with asyncio.timeout(4 * HEAD_S):
+            while not all(closed(connection) for connection in sockets):
+                await asyncio.sleep(1)
+    assert proxy.num_fds() < connections // 2
+    await drawn(service.url)
+
+
+def closed(connection: socket.socket) -> bool:
+    """By the other side."""
+    connection.setblocking(False)
+    try:
+        return connection.recv(1) == b""
+    except BlockingIOError:
+        return False
+    except ConnectionError:
+        return True
 
 
 async def test_clients_that_read_a_byte_a_second_slow_nobody_down(

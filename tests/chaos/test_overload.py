@@ -58,5 +58,5 @@ async def flood(client: httpx.AsyncClient, dice: random.Random) -> list[tuple[ht
 
 async def refusals_counted(url: str) -> float:
     text = (await Crowd(url).insist("GET", "/metrics")).text
-    found = re.search(r'^zimage_refusals_total{reason="queue_full"} (\S+)$', text, re.MULTILINE)
+    found = re.search(r'^zimage_refusals_total{model="z-image-turbo",reason="queue_full"} (\S+)$', text, re.MULTILINE)
     return float(found[1]) if found else 0.0

@@ -12,7 +12,8 @@ from typing import Any
 import httpx
 import yaml
 
-from tests.cluster.server import ROOT, Server, free_port
+from tests.cluster.server import ROOT, Server
+from tests.ports import free_port
 
 EVERY = "1s"
 PROGRAM = shutil.which("prometheus")

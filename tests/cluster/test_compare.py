@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.server import ROOT, free_port
+from tests.cluster.server import ROOT
+from tests.ports import free_port
 
 pytestmark = [pytest.mark.cluster, pytest.mark.nightly]
 BASELINES = ROOT / ".venv-baselines/bin/python"

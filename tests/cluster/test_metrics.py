@@ -16,7 +16,8 @@ import yaml
 from ulid import ULID
 
 from tests.cluster.prometheus import PROGRAM, Prometheus
-from tests.cluster.server import ROOT, Server, free_port
+from tests.cluster.server import ROOT, Server
+from tests.ports import free_port
 
 pytestmark = [
     pytest.mark.cluster,
@@ -97,7 +98,7 @@ def _busy(run: Run) -> None:
     server.wait_until(lambda: bool(prometheus.now("zimage_ready == 1")), 30, "the service is scraped")
     for _ in range(2):
         again = {"prompt": f"a cat {ULID()}", "seed": 7}
-        for wish in ({"n": 2}, {"size": "128x128"}, {"size": "256x128"}, again, again):
+        for wish in ({"n": 2}, {"size": "128x128"}, {"size": "256x128"}, {"adapter": "blueprint"}, again, again):
             assert run.draw(**wish).status_code == 200
         jobs = [run.ask("POST", "/v1/jobs", json={"prompt": f"a dog {ULID()}", "size": "256x256"}) for _ in range(20)]
         accepted = [job.json()["id"] for job in jobs if job.status_code == 202]

@@ -13,7 +13,8 @@ import pytest
 
 from deployments.leftovers import running
 from tests.cluster.audit import Books
-from tests.cluster.server import ROOT, Server, free_port
+from tests.cluster.server import ROOT, Server
+from tests.ports import free_port
 
 pytestmark = pytest.mark.cluster
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import random
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -20,6 +22,7 @@ from tests.exactness import inputs
 from tests.exactness.crowd import Crowd, Visitor
 
 TOLERANCE = 1  # of 255
+CROWDS = int(os.environ.get("ZIMAGE_EXACTNESS_CROWDS", "2"))
 Draw = Callable[[ImageRequest], np.ndarray]
 
 
@@ -206,3 +209,36 @@ def test_a_mixed_crowd_equals_diffusers(crowd: Crowd, reference: Draw) -> None:
     for it, picture in zip(asked, pictures, strict=True):
         assert picture is not None
         assert off(picture, reference(it)) <= TOLERANCE, it
+
+
+@pytest.mark.parametrize("seed", range(CROWDS))
+def test_every_picture_of_a_random_crowd_equals_diffusers(crowd: Crowd, reference: Draw, seed: int) -> None:
+    """Few shapes, so that they meet in steps; who comes when decides with whom, never what is drawn."""
+    rng = random.Random(seed)
+    asked = [anything(rng) for _ in range(6)]
+    pictures = crowd.serve([Visitor(it, after_s=rng.choice([0.0, 0.0, 0.03, 0.1])) for it in asked])
+    for it, picture in zip(asked, pictures, strict=True):
+        assert picture is not None
+        assert off(picture, reference(it)) <= TOLERANCE, it
+
+
+def anything(rng: random.Random) -> ImageRequest:
+    """Plain or controlled, with an adapter or not, guided, or begun with a picture."""
+    width, height = rng.choice([(64, 64), (64, 96), (128, 80)])
+    made = request(
+        rng.randrange(2**31),
+        rng.choice([None, "plain", "plain", "shared", "own", "bare"]),
+        rng.choice([0.5, 1.0, 1.6]),
+        prompt=rng.choice(["a red fox", "two cats in the snow " * 5]),
+        width=width,
+        height=height,
+        steps=rng.randint(2, 8),
+        adapter=rng.choice([None, None, "everywhere"]),
+    )
+    kind = rng.choice(["text", "text", "guided", "begun"])
+    if kind == "guided":
+        negative = rng.choice(["", "a blue cat " * 12])
+        return replace(made, guidance=4.0, negative_prompt=negative, cfg_truncation=0.7)
+    if kind == "begun" and made.controlnet is not None:
+        return replace(made, image=inputs.picture(rng.randrange(3), width, height), strength=rng.choice([0.4, 0.9]))
+    return made

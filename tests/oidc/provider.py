@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +12,8 @@ from pathlib import Path
 import httpx
 import pytest
 from joserfc.jwk import RSAKey
+
+from tests.ports import free_port
 
 SCRIPT = Path(__file__).parent / "provider.mjs"
 SECRET = "a secret: of/the page"
@@ -23,12 +24,6 @@ def modules() -> Path | None:
     """Where `make test-deps` puts oidc-provider; ESM knows no NODE_PATH, so the script runs beside it."""
     places = [Path(os.environ["ZIMAGE_NPM"])] if "ZIMAGE_NPM" in os.environ else [Path(".npm")]
     return next((place for place in places if (place / "node_modules" / "oidc-provider").is_dir()), None)
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 @contextmanager

@@ -40,7 +40,7 @@ async def test_metrics_are_told_while_the_database_is_away(tmp_path: Path, monke
         monkeypatch.setattr(jobs._store, "look", refused)
         text = await jobs.metrics()
         assert "\nzimage_store_assets" not in text
-        assert "zimage_ready 1.0" in text
+        assert 'zimage_ready{model="z-image-turbo"} 1.0' in text
     finally:
         await jobs.close()
 

@@ -8,8 +8,8 @@ import pytest
 
 from serve.access.keys import create
 from serve.errors import ConfigError, NotFound
-from serve.jobs.keys import check_way_in, opened_keys
 from serve.jobs.store import SqlJobStore
+from serve.jobs.way_in import check_way_in, opened_keys
 from serve.settings import Settings
 
 PEPPER = b"p" * 32

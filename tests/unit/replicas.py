@@ -30,6 +30,7 @@ from serve.messages import (
 )
 from serve.settings import Settings
 
+TURBO = Settings().served_model_name
 STEP_S = 0.01
 SLOTS = 2
 TIMES = {"step_1": {"96": STEP_S}, "decode": {"16384": 0.0}}
@@ -154,9 +155,10 @@ def order(
     seed: int = 5,
     output_format: ImageFormat = "png",
     webhook_url: str | None = None,
+    model: str = TURBO,
 ) -> Submission:
     request = ImageRequest(
-        model="m", prompt="a cat", width=128, height=128, steps=8, seed=seed, n=n, output_format=output_format
+        model=model, prompt="a cat", width=128, height=128, steps=8, seed=seed, n=n, output_format=output_format
     )
     return Submission(
         job_id=str(ULID()),

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from serve.adapters import AdapterFile, check_files, open_files
-from serve.engine.adapters import Adapters
+from serve.engine.adapters import Adapters, no_adapters
 from serve.engine.lora import Adapter, load
 from serve.engine.schedule import Batcher, Entry, Shape
 from serve.errors import ConfigError, InvalidRequest, OutOfMemory, WeightsError
@@ -242,6 +242,46 @@ async def test_an_unknown_one_is_told_with_those_there_are(adapters: Adapters) -
     with pytest.raises(InvalidRequest, match="no adapter 'z'") as refused:
         await use(adapters, "z")
     assert refused.value.hint == "there are: a, b, c"
+
+
+def counts(adapters: Adapters) -> dict[str, float]:
+    """By metric and adapter, since the last look, and how many loads were timed."""
+    tally = adapters.recorder.drain()
+    assert tally is not None
+    timed = sum(len(seconds) for seconds in tally.observed.values())
+    return {f"{name} {labels[1]}": value for (name, labels), value in tally.counts.items()} | {"timed": timed}
+
+
+async def test_what_happens_to_them_is_counted_by_name(adapters: Adapters) -> None:
+    await adapters.preload()
+    assert set(counts(adapters).values()) == {0}, "all series are there before anything happens"
+    for name in ("a", "b", "c", "b"):
+        await use(adapters, name)
+    assert counts(adapters) == {
+        "zimage_adapter_loads_total a": 1,
+        "zimage_adapter_loads_total b": 1,
+        "zimage_adapter_loads_total c": 1,
+        "zimage_adapter_evictions_total a": 1,
+        "timed": 3,
+    }
+
+
+async def test_a_load_that_fails_is_counted_once_for_all_who_waited() -> None:
+    def broken(file: AdapterFile) -> Adapter:
+        raise WeightsError("broken")
+
+    adapters = Adapters({"a": file_of("a")}, broken, budget=10, item_bytes=1)
+    answers = await asyncio.gather(use(adapters, "a"), use(adapters, "a"), return_exceptions=True)
+    assert all(isinstance(answer, WeightsError) for answer in answers)
+    assert counts(adapters) == {"zimage_adapter_load_failures_total a": 1, "timed": 0}
+
+
+async def test_a_heartbeat_says_how_much_memory_they_take(adapters: Adapters) -> None:
+    state = ReplicaState(replica_id="d", role="denoiser", phase=Phase.READY)
+    assert adapters.report(state).adapter_bytes == 0
+    await use(adapters, "a")
+    assert adapters.report(state).adapter_bytes == 10
+    assert no_adapters().report(state).adapter_bytes is None
 
 
 def test_one_that_never_fits_is_refused_at_the_start(loader: Loader) -> None:

@@ -143,6 +143,14 @@ def test_each_role_by_its_own_backlog_gateways_by_requests_and_the_dispatcher_ne
     assert set(states) == {"Denoiser", "TextEncoder", "Gateway"}
 
 
+def test_each_model_is_scaled_by_its_own_work() -> None:
+    quiet, busy = told("denoiser", work(0.0)), told("denoiser-base", work(100.0))
+    dispatcher = context("Dispatcher", **quiet, **busy, drain_s=30.0, quiet_s=120.0)
+    fleets = {name: context(name, target=1) for name in ("Denoiser", "Denoiser-base", "TextEncoder-base")}
+    targets, _ = policy({"Dispatcher": dispatcher, **fleets})
+    assert targets == {"Denoiser": 1, "Denoiser-base": 4}, "of the third nothing was told: it stays as it is"
+
+
 def test_the_history_is_kept_by_ray_between_decisions() -> None:
     given = contexts()
     _, states = policy(given)
@@ -159,6 +167,23 @@ def test_without_news_of_the_dispatcher_nothing_changes(given: dict[Any, Any]) -
     targets, states = policy(given)
     assert "Denoiser" not in targets
     assert states["Denoiser"]["history"].wishes
+
+
+def test_replicas_that_start_for_longer_than_the_quiet_time_are_not_given_up_before_they_are_ready() -> None:
+    given = contexts()
+    none = {"denoiser.ready": 0.0, "denoiser.pieces": 0.0, "denoiser.backlog_s": 0.0}
+    states: dict[Any, Any] = {}
+    for second, ready in [(100, 0.0), (400, 0.0), (401, 1.0), (519, 1.0), (521, 1.0)]:
+        numbers = {key: [SimpleNamespace(timestamp=float(second), value=value)] for key, value in none.items()}
+        numbers["denoiser.ready"][0].value = ready
+        given["Dispatcher"].raw_metrics |= {key: {"replica": series} for key, series in numbers.items()}
+        for series in given["Dispatcher"].raw_metrics.values():
+            series["replica"][-1].timestamp = float(second)
+        given["Dispatcher"].current_time = given["Denoiser"].current_time = float(second)
+        given["Denoiser"].capacity_adjusted_min_replicas = 0
+        given["Denoiser"].policy_state = states.get("Denoiser", {})
+        targets, states = policy(given)
+        assert targets["Denoiser"] == (0 if second == 521 else 2), second
 
 
 def test_the_policy_is_pickled_as_ray_does() -> None:

@@ -6,7 +6,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
+
+from serve.generate_settings import ADAPTERS, settings_for
+
+PRESETS = """
+presets:
+  - name: plan
+    title: {en: Plan, zh: 蓝图}
+    size: 64x64
+    num_inference_steps: 4
+    adapter: paper
+    locked: [adapter]
+"""
 
 
 def zimage(*args: str) -> subprocess.CompletedProcess[str]:
@@ -27,6 +40,35 @@ def test_one_picture_without_a_server(tmp_path: Path):
     assert corner[2] < 120
 
 
+def test_a_picture_begins_with_another_and_keeps_what_its_mask_leaves(tmp_path: Path):
+    begin, mask, output = (tmp_path / name for name in ("navy.png", "mask.png", "fox.png"))
+    Image.new("RGB", (96, 64), "navy").save(begin)
+    left = np.zeros((64, 96), np.uint8)
+    left[:, :48] = 255
+    Image.fromarray(left).save(mask)
+    how = ("--image", str(begin), "--mask", str(mask), "--strength", "0.75", "--seed", "5", "--adapter-scale", "0.5")
+    done = zimage("generate", "a red fox on a yellow background", *how, "-o", str(output))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"{output}: 96x64, 6 steps, seed 5, drawn in ")
+    assert "without effect here: adapter_scale" in done.stderr
+    with Image.open(output) as picture:
+        away = np.abs(np.asarray(picture).astype(int) - (0, 0, 128)).mean(axis=(0, 2))
+    assert away[:40].mean() > 2 * away[60:].mean()
+
+
+def test_a_preset_and_the_adapters_of_a_config_file(tmp_path: Path):
+    (tmp_path / "presets.yaml").write_text(PRESETS)
+    args = {"adapters": {"paper": str(ADAPTERS / "blueprint.safetensors")}, "presets": str(tmp_path / "presets.yaml")}
+    (tmp_path / "serve.yaml").write_text(yaml.safe_dump({"applications": [{"args": args}]}))
+    how = ("--config", str(tmp_path / "serve.yaml"), "--preset", "plan", "--seed", "1")
+    done = zimage("generate", "a red fox", *how, "-o", str(tmp_path / "fox.webp"))
+    assert done.returncode == 0, done.stderr
+    assert "fox.webp: 64x64, 4 steps, seed 1, drawn in " in done.stdout
+    with Image.open(tmp_path / "fox.webp") as picture:
+        red, _, blue = np.asarray(picture.convert("RGB")).mean(axis=(0, 1))
+    assert blue > red + 40, "blue paper"
+
+
 @pytest.mark.parametrize(
     ("args", "error", "fix"),
     [
@@ -35,6 +77,11 @@ def test_one_picture_without_a_server(tmp_path: Path):
         ([" "], "prompt is blank", "say what the picture shows"),
         (["cat", "-o", "cat.gif"], "cannot write cat.gif", "name it with one of .png, .jpg, .jpeg, .webp"),
         (["cat", "-o", "no/such/cat.png"], "there is no folder no/such", "mkdir -p no/such"),
+        (["cat", "--image", "no.png"], "image: cannot read no.png: No such file", "name a file that is there"),
+        (["cat", "--image", "README.md"], "image is not a PNG, JPEG or WebP file", "send a PNG, JPEG or WebP file"),
+        (["cat", "--mask", "no.png"], "mask is given without image", "name the picture that it belongs to: --image"),
+        (["cat", "--adapter", "blueprnt"], "unknown adapter 'blueprnt'", "did you mean 'blueprint'?"),
+        (["cat", "--preset", "nope"], "unknown preset 'nope'", ""),
         (["cat", "--model", "no/such"], "no/such is not on this machine", "zimage download no/such"),
     ],
 )
@@ -44,6 +91,16 @@ def test_mistakes_are_told_with_their_fix(args: list[str], error: str, fix: str)
     first, second = done.stderr.splitlines()
     assert error in first.removeprefix("error: ")
     assert second.startswith(f"fix: {fix}")
+
+
+@pytest.mark.parametrize(
+    ("adapter", "name"),
+    [("blueprint", "blueprint"), ("/a/Ink Wash v2.safetensors", "ink-wash-v2"), ("org/Soft", "soft")],
+)
+def test_an_adapter_is_a_name_a_file_or_a_hub_id(adapter: str, name: str):
+    settings, named = settings_for(None, adapter, {"threads": 2})
+    assert (named, settings.threads, settings.model) == (name, 2, "embedded")
+    assert settings.adapters[name].weights == (str(ADAPTERS / "blueprint.safetensors") if name == adapter else adapter)
 
 
 def test_version():

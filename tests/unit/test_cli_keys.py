@@ -11,7 +11,7 @@ from deployments.run import _check_way_in
 from serve.access.keys import KeyRing, pepper_of
 from serve.cli import app
 from serve.errors import ConfigError
-from serve.jobs.keys import opened_keys
+from serve.jobs.way_in import opened_keys
 from serve.settings import Settings
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from deployments.config import DEPLOYMENTS, check, read, render
+from deployments.config import check, deployments_of, read, render
 from serve.errors import ConfigError
 from serve.settings import Settings
 
@@ -36,9 +36,9 @@ def line_of(text: str) -> int:
 @pytest.mark.parametrize("path", SHIPPED, ids=str)
 def test_shipped_files_are_right(path: Path):
     assert check(path) == []
-    assert {entry["name"] for entry in yaml.safe_load(path.read_text())["applications"][0]["deployments"]} == set(
-        DEPLOYMENTS
-    )
+    application = yaml.safe_load(path.read_text())["applications"][0]
+    names = deployments_of(application["args"].get("models", {}))
+    assert {entry["name"] for entry in application["deployments"]} == set(names)
 
 
 @pytest.mark.parametrize(

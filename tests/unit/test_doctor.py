@@ -13,6 +13,7 @@ import pytest
 
 from serve.doctor import Finding, Plan, examine_machine, render
 from serve.settings import EMBEDDED_FOLDER, Settings
+from tests.ports import free_port
 
 
 @pytest.fixture(autouse=True)
@@ -21,12 +22,6 @@ def plain_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def findings(gpus: float = 0, port: int | None = None, **settings: object) -> dict[str, Finding]:

@@ -101,6 +101,27 @@ def test_guidance_needs_two_rows(opened: Open) -> None:
     assert engine.memory.max_px(128, rows=2) in range(64, 128)
 
 
+def test_the_largest_picture_to_begin_with_is_told_where_memory_bounds_it(opened: Open) -> None:
+    engine, card = opened(PLENTY)
+    memory = engine.memory
+
+    def encode(needed: int) -> None:
+        with card.hold(needed):
+            pass
+
+    memory._encodes = {}  # nothing of what this card's encoder took
+    memory.measure_encode(64 * 64, lambda: encode(250))
+    memory.measure_encode(128 * 128, lambda: encode(1_000))
+    assert engine.report(STATE, cap_px=256).max_input_px is None
+    memory.capacity = memory.encode_bytes(128 * 128)
+    assert engine.report(STATE, cap_px=256).max_input_px == 128
+    memory.capacity -= 1
+    assert memory.max_input_px(128) == 112
+    with pytest.raises(TooLargeForMemory, match="128x128") as refused:
+        memory.check_input(128, 128)
+    assert f"{memory.max_input_px(128)}x" in str(refused.value.hint)
+
+
 async def test_what_can_never_fit_is_refused_with_the_largest_that_does(opened: Open) -> None:
     engine, card = opened(WEIGHTS + 1_900)
     with pytest.raises(TooLargeForMemory, match="256x256 does not fit") as refused:

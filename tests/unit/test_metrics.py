@@ -6,6 +6,7 @@ import re
 import runpy
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,7 @@ from serve.messages import (
 )
 from serve.metrics.catalog import CATALOG
 from serve.metrics.registry import Snapshot
+from serve.metrics.statistics import Statistics
 from serve.metrics.tally import Deduplicated, Recorder
 from serve.metrics.triton import TRITON_NAMES
 from tests.unit.replicas import order
@@ -48,7 +50,8 @@ def _series(name: str, labels: dict[str, str]) -> str:
 
 
 def accounting(**gauges: float) -> Accounting:
-    return Accounting("m", lambda: Snapshot({(name, ()): value for name, value in gauges.items()}), lambda _: 100.0)
+    now = Snapshot({(name, ()): value for name, value in gauges.items()})
+    return Accounting([Statistics("m")], lambda: now, lambda _: 100.0)
 
 
 def generated(image: int = 0, executions: float = 1.0) -> Generated:
@@ -58,8 +61,9 @@ def generated(image: int = 0, executions: float = 1.0) -> Generated:
     )
 
 
-def finished(books: Accounting, n: int = 1, executions: float = 1.0) -> Job:
-    job = Job(order(n=n))
+def finished(books: Accounting, n: int = 1, executions: float = 1.0, adapter: str | None = None) -> Job:
+    submission = order(n=n)
+    job = Job(replace(submission, request=replace(submission.request, adapter=adapter)))
     job.begin(job.created_at + 0.2)
     for image in range(n):
         answer = generated(image, executions)
@@ -93,8 +97,9 @@ def test_a_gauge_without_a_value_has_no_sample():
 
 def test_gauges_are_asked_for_once_a_scrape():
     asked = []
-    books = Accounting("m", lambda: asked.append(1) or Snapshot({("zimage_ready", ()): 1.0}), lambda _: 1.0)  # type: ignore[func-returns-value]
-    assert values(books)["zimage_ready"] == 1.0
+    now = Snapshot({("zimage_ready", ("m",)): 1.0})
+    books = Accounting([Statistics("m")], lambda: asked.append(1) or now, lambda _: 1.0)  # type: ignore[func-returns-value]
+    assert values(books)["zimage_ready{model=m}"] == 1.0
     assert len(asked) == 1
 
 
@@ -105,6 +110,16 @@ def test_a_request_of_three_pictures_is_one_success_and_three_inferences():
     assert seen["nv_inference_request_success{model=m,version=1}"] == 1
     assert seen["nv_inference_count{model=m,version=1}"] == 3
     assert seen["nv_inference_count{model=denoiser,version=1}"] == 3
+
+
+def test_pictures_are_counted_by_their_adapter():
+    books = accounting()
+    finished(books, n=2, adapter="blueprint")
+    finished(books)
+    seen = values(books)
+    adapted = {name: value for name, value in seen.items() if name.startswith("zimage_adapter_images_total")}
+    assert adapted == {"zimage_adapter_images_total{adapter=blueprint,model=m}": 2}
+    assert seen["zimage_images_total{format=png,model=m}"] == 3
 
 
 def test_pictures_that_share_their_steps_share_an_execution():
@@ -124,7 +139,7 @@ def test_queue_and_stages_are_observed():
 
 def test_failures_have_reasons_and_no_success():
     books = accounting()
-    books.refused(QueueFull("full"))
+    books.refused(QueueFull("full"), "m")
     ended(books, Canceled)
     ended(books, Failed, error=ErrorInfo(status=500, code="x", type="y", message="z"))
     seen = values(books)
@@ -134,18 +149,18 @@ def test_failures_have_reasons_and_no_success():
     }
     assert failures == {"REJECTED": 1, "CANCELED": 1, "BACKEND": 1, "OTHER": 0}
     assert seen["nv_inference_request_success{model=m,version=1}"] == 0
-    assert seen["zimage_refusals_total{reason=queue_full}"] == 1
-    assert seen["zimage_cancellations_total{phase=queued}"] == 1
+    assert seen["zimage_refusals_total{model=m,reason=queue_full}"] == 1
+    assert seen["zimage_cancellations_total{model=m,phase=queued}"] == 1
 
 
 def test_slo_counts_refusals_as_missed_and_cancellations_not_at_all():
     books = accounting()
     finished(books)
-    books.refused(QueueFull("full"))
+    books.refused(QueueFull("full"), "m")
     ended(books, Canceled)
     seen = values(books)
-    assert seen["zimage_slo_jobs_total{alpha=3,met=true}"] == 1
-    assert seen["zimage_slo_jobs_total{alpha=3,met=false}"] == 1
+    assert seen["zimage_slo_jobs_total{alpha=3,met=true,model=m}"] == 1
+    assert seen["zimage_slo_jobs_total{alpha=3,met=false,model=m}"] == 1
 
 
 def test_what_was_counted_elsewhere_arrives_once():
@@ -167,12 +182,15 @@ def test_what_was_counted_elsewhere_arrives_once():
 def test_replicas_say_what_they_know_and_no_more():
     gpu = GpuState(uuid="GPU-1", utilization=None, power_w=350.0, memory_used=5, memory_total=9)
     fleet = Fleet(2.0)
-    fleet.beat(ReplicaState(replica_id="d1", role="denoiser", phase=Phase.READY, vram_used=3, gpu=gpu), 0.0)
+    fleet.beat(
+        ReplicaState(replica_id="d1", role="denoiser", phase=Phase.READY, vram_used=3, gpu=gpu, adapter_bytes=0), 0.0
+    )
     fleet.beat(ReplicaState(replica_id="t1", role="text_encoder", phase=Phase.LOADING), 0.0)
     gauges = snapshot_of(fleet, [], "m", 1.0).gauges
-    assert gauges["zimage_replicas", ("Denoiser", "ready")] == 1
-    assert gauges["zimage_replicas", ("TextEncoder", "loading weights")] == 1
+    assert gauges["zimage_replicas", ("m", "Denoiser", "ready")] == 1
+    assert gauges["zimage_replicas", ("m", "TextEncoder", "loading weights")] == 1
     assert gauges["zimage_vram_used_bytes", ("d1",)] == 3
+    assert gauges["zimage_adapter_bytes", ("d1",)] == 0
     assert ("zimage_gpu_utilization_ratio", ("d1",)) not in gauges
     assert gauges["zimage_gpu_power_watts", ("d1",)] == 350.0
 
@@ -180,7 +198,7 @@ def test_replicas_say_what_they_know_and_no_more():
 def test_the_queue_is_counted_by_priority():
     waiting = [Job(order(priority="batch")), Job(order()), Job(order())]
     snapshot = snapshot_of(Fleet(2.0), waiting, "m", 1.0)
-    depth = {labels[0]: value for (name, labels), value in snapshot.gauges.items() if name == "zimage_queue_depth"}
+    depth = {labels[1]: value for (name, labels), value in snapshot.gauges.items() if name == "zimage_queue_depth"}
     assert depth == {"interactive": 2, "standard": 0, "batch": 1}
     assert snapshot.pending == {"m": 0, "text_encoder": 0, "denoiser": 3}
 
@@ -188,7 +206,7 @@ def test_the_queue_is_counted_by_priority():
 def test_a_device_shared_by_replicas_is_told_once():
     gpu = GpuState(uuid="GPU-1", utilization=0.5, power_w=None, memory_used=5, memory_total=9)
     states = [ReplicaState(replica_id=name, role="denoiser", phase=Phase.READY, gpu=gpu) for name in ("d1", "d2")]
-    seen = values(Accounting("m", lambda: Snapshot({}, states, {"m": 0, "denoiser": 2}), lambda _: 1.0))
+    seen = values(Accounting([Statistics("m")], lambda: Snapshot({}, states, {"m": 0, "denoiser": 2}), lambda _: 1.0))
     assert seen["nv_gpu_utilization{gpu_uuid=GPU-1}"] == 0.5
     assert not any(name.startswith("nv_gpu_power_usage") for name in seen)
     assert seen["nv_inference_pending_request_count{model=denoiser,version=1}"] == 2

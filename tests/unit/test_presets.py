@@ -194,7 +194,8 @@ TEXT = yaml.safe_dump(
 
 
 def choice(preset: str | None = None, style: str | None = None, model: str | None = None) -> Choice:
-    return Choice.of(catalog(TEXT), model, preset, style)
+    found = catalog(TEXT)
+    return Choice.of(found, found.aliases.get(model or ""), preset, style)
 
 
 def test_words_go_around_the_prompt_and_are_never_a_template() -> None:

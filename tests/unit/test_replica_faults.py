@@ -38,6 +38,31 @@ async def test_what_no_memory_takes_is_refused_with_the_largest_that_one_does(jo
     assert "80x80" in str(refused.value.hint)
 
 
+def begun() -> Submission:
+    submission = order()
+    return replace(submission, request=replace(submission.request, image="0" * 64, strength=0.5))
+
+
+async def test_what_can_be_drawn_but_not_begun_with_is_refused_before_it_waits(jobs: Dispatcher) -> None:
+    jobs.heartbeat(denoiser("d1", max_input_px=64))
+    jobs.heartbeat(denoiser("d2", max_px=512, max_input_px=96))
+    with pytest.raises(TooLargeForMemory, match="128x128") as refused:
+        await jobs.submit(begun())
+    assert "96x96" in str(refused.value.hint)
+    assert await submitted(jobs), "without a picture to begin with it fits"
+
+
+async def test_a_picture_that_begins_with_another_goes_where_that_can_be_encoded(
+    jobs: Dispatcher, replicas: Replicas
+) -> None:
+    jobs.heartbeat(denoiser("d1", max_input_px=64))
+    jobs.heartbeat(denoiser("d2", slots=1))
+    for _ in range(2):
+        await jobs.submit(begun())
+    assert len(await replicas.settled()) == 1
+    assert [task.replica_id for task in replicas.tasks] == ["d2"]
+
+
 async def test_a_picture_goes_where_it_fits(jobs: Dispatcher, replicas: Replicas) -> None:
     jobs.heartbeat(denoiser("d1", max_px=64))
     jobs.heartbeat(denoiser("d2", slots=1))

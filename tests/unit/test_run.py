@@ -7,11 +7,14 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from ray._private import worker
 
 from deployments.leftovers import end, running
 from deployments.run import check_writable, main, prepare
+from deployments.vitals import lost
 from serve.errors import ConfigError, WeightsError
 from serve.port import check_port
 
@@ -119,3 +122,18 @@ def wait_until(happened: Callable[[], bool]) -> None:
     while not happened():
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("dead", "told"),
+    [
+        ([], None),
+        (["log_monitor"], None),
+        (["log_monitor", "raylet"], "Ray's node (raylet)"),
+        (["gcs_server"], "Ray's control plane (gcs_server)"),
+    ],
+)
+def test_only_what_ray_cannot_do_without_is_missed(dead: list[str], told: str | None, monkeypatch: pytest.MonkeyPatch):
+    node = SimpleNamespace(dead_processes=lambda: [(name, object()) for name in dead])
+    monkeypatch.setattr(worker, "_global_node", node)
+    assert lost() == told

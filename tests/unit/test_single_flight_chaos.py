@@ -143,7 +143,7 @@ async def check(jobs: Dispatcher, chaos: Chaos) -> None:
     ids = chaos.ids
     assert await chaos.replicas.settled() == []
     status = await jobs.status()
-    assert (status.queued, status.running, len(jobs._queue)) == (0, 0, 0)
+    assert (status.queued, status.running, len(jobs._pools.first.queue)) == (0, 0, 0)
     uses = Counter[str]()
     for job_id in ids:
         events = await events_of(jobs, job_id)
@@ -157,6 +157,6 @@ async def check(jobs: Dispatcher, chaos: Chaos) -> None:
     stored = {view.id: view.status for view in await jobs.find(JobQuery(limit=200))}
     assert set(stored) == set(ids)
     assert all(status.terminal for status in stored.values())
-    flights = jobs._life.flights
+    flights = jobs._pools.first.life.flights
     assert [len(left) for left in (flights._of, flights._open, flights._followers)] == [0, 0, 0]
     assert sum(uses.values()) == sum(status is JobStatus.SUCCEEDED for status in stored.values())

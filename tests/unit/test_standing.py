@@ -39,7 +39,7 @@ def test_nobody_is_refused_who_was_not_told_so(refusals: StandingRefusals) -> No
 
 
 def test_a_full_queue_is_full_for_everybody_while_it_holds(refusals: StandingRefusals, clock: Clock) -> None:
-    refusals.heard(full(), "ada")
+    refusals.heard(full(), order(user="ada"))
     clock.now += 0.24
     with pytest.raises(QueueFull) as refused:
         refusals.check(order(user="bob"))
@@ -49,7 +49,7 @@ def test_a_full_queue_is_full_for_everybody_while_it_holds(refusals: StandingRef
 
 
 def test_a_user_with_too_many_jobs_is_refused_alone(refusals: StandingRefusals) -> None:
-    refusals.heard(full(for_all=False), "ada")
+    refusals.heard(full(for_all=False), order(user="ada"))
     refusals.check(order(user="bob"))
     with pytest.raises(QueueFull):
         refusals.check(order(user="ada"))
@@ -64,23 +64,23 @@ def test_a_user_with_too_many_jobs_is_refused_alone(refusals: StandingRefusals) 
     ],
 )
 def test_who_may_not_need_a_place_is_let_through(refusals: StandingRefusals, submission: Submission) -> None:
-    refusals.heard(full(), "ada")
+    refusals.heard(full(), order(user="ada"))
     refusals.check(submission)
 
 
 def test_a_seed_whose_result_is_drawn_anew_needs_a_place(refusals: StandingRefusals) -> None:
-    refusals.heard(full(), "ada")
+    refusals.heard(full(), order(user="ada"))
     with pytest.raises(QueueFull):
         refusals.check(order(seeded=True, cache="skip"))
 
 
 def test_only_so_many_users_are_remembered(refusals: StandingRefusals, clock: Clock) -> None:
     for number in range(USERS):
-        refusals.heard(full(for_all=False), f"user {number}")
-    refusals.heard(full(for_all=False), "ada")
+        refusals.heard(full(for_all=False), order(user=f"user {number}"))
+    refusals.heard(full(for_all=False), order(user="ada"))
     refusals.check(order(user="ada"))
     clock.now += 1
-    refusals.heard(full(for_all=False), "ada")
+    refusals.heard(full(for_all=False), order(user="ada"))
     with pytest.raises(QueueFull):
         refusals.check(order(user="ada"))
 

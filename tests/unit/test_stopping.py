@@ -39,7 +39,9 @@ def denoiser(id: str, phase: Phase = Phase.READY, warmup_s: float | None = WARMU
 
 
 async def restarts(jobs: Dispatcher) -> float:
-    found = re.search(r'zimage_replica_restarts_total\{deployment="Denoiser"\} (\S+)', await jobs.metrics())
+    found = re.search(
+        r'zimage_replica_restarts_total\{deployment="Denoiser",model="[^"]+"\} (\S+)', await jobs.metrics()
+    )
     assert found is not None
     return float(found[1])
 
@@ -94,6 +96,20 @@ async def test_what_was_said_before_the_last_word_and_arrives_after_it_is_ignore
     assert (await jobs.status()).denoisers == 0
 
 
+@pytest.mark.parametrize(("dead", "denoisers"), [(True, 0), (False, 1)])
+async def test_what_ray_has_given_up_is_given_no_work_though_its_process_lives_on(
+    dead: bool, denoisers: int, jobs: Dispatcher, replicas: Replicas
+) -> None:
+    """A node that was cut off from the control plane, and not from the Dispatcher."""
+    job_id = await submitted(jobs)
+    (held,) = await replicas.settled()
+    await replicas.fail(held, ReplicaGone("d1", dead=dead))
+    jobs.heartbeat(denoiser("d1"))
+    assert (await jobs.status()).denoisers == denoisers
+    assert (await jobs.get(job_id)).attempt == 2
+    assert await restarts(jobs) == 1
+
+
 async def asleep(jobs: Dispatcher) -> None:
     jobs.heartbeat(denoiser("d1"))
     jobs.leave("d1")
@@ -142,7 +158,7 @@ async def test_the_next_dispatcher_of_the_same_ray_knows_who_sleeps(
     after = dispatcher_over(replicas, tmp_path)
     await after.open(session)
     after.heartbeat(ReplicaState(replica_id="t1", role="text_encoder", phase=Phase.READY))
-    assert ((await after.status()).ready, after._fleet.was_ready) == (ready, ready)
+    assert ((await after.status()).ready, after._pools.first.fleet.was_ready) == (ready, ready)
     if ready:
         job_id = await submitted(after)
         events = after.watch(job_id)
@@ -150,6 +166,38 @@ async def test_the_next_dispatcher_of_the_same_ray_knows_who_sleeps(
         assert isinstance(queued, Queued)
         assert queued.eta_seconds == pytest.approx(WARMUP_S + PROCESS_S + SOLO_S, abs=0.5)
     await after.close()
+
+
+async def test_a_dispatcher_that_is_replaced_with_all_replicas_refuses_nobody(
+    replicas: Replicas, tmp_path: Path
+) -> None:
+    """In a deploy: the old one ended first, and has not heard that they end, too."""
+    before = dispatcher_over(replicas, tmp_path)
+    await before.open("session")
+    beat(before)
+    before.heartbeat(denoiser("d1"))
+    await before.hand_back()
+    before.heartbeat(denoiser("d1"))  # it lives on for a moment
+    await before.close()
+    after = dispatcher_over(replicas, tmp_path)
+    await after.open("session")
+    status = await after.status()
+    assert (status.ready, status.phase, status.denoisers, status.text_encoders) == (True, "asleep", 0, 0)
+    job_id = await submitted(after)
+    beat(after)
+    await replicas.finish((await replicas.settled())[0])
+    assert isinstance(await last(after, job_id), Succeeded)
+    assert (await after.status()).phase == "ready"
+    await after.close()
+
+
+async def test_one_that_was_never_ready_hands_nothing_over(replicas: Replicas, tmp_path: Path) -> None:
+    for _ in range(2):
+        dispatcher = dispatcher_over(replicas, tmp_path)
+        await dispatcher.open("session")
+        assert not (await dispatcher.status()).ready
+        dispatcher.heartbeat(denoiser("d1"))  # and no TextEncoder
+        await dispatcher.close()
 
 
 def test_a_start_that_was_seen_counts_more_than_the_warm_up() -> None:
@@ -177,6 +225,14 @@ def test_nobody_waits_any_more() -> None:
     assert sleepers.wait_s(100.0) == 7.0
 
 
+def test_who_died_is_withdrawn_before_ray_serve_says_so() -> None:
+    roster = Roster()
+    roster.update(frozenset("ab"))
+    roster.died("a")
+    assert roster.withdrawn("a")
+    assert not roster.withdrawn("b")
+
+
 def test_who_was_given_calls_and_is_not_any_more_is_withdrawn() -> None:
     roster = Roster()
     assert not roster.withdrawn("a"), "it is starting"
@@ -188,3 +244,12 @@ def test_who_was_given_calls_and_is_not_any_more_is_withdrawn() -> None:
     roster.update(frozenset("c"))
     assert roster.withdrawn("a")
     assert roster.withdrawn("b")
+
+
+def test_one_deployments_replicas_say_nothing_of_anothers() -> None:
+    roster = Roster()
+    roster.update(frozenset("a"), "Denoiser")
+    roster.update(frozenset("x"), "Denoiser-base")
+    assert not roster.withdrawn("a")
+    roster.update(frozenset(), "Denoiser-base")
+    assert (roster.withdrawn("a"), roster.withdrawn("x")) == (False, True)

@@ -18,9 +18,9 @@ async def _model(model: str, request: Request, door: TheDoor) -> Model:
 TheModel = Annotated[Model, Depends(_model)]
 
 
-async def _pipeline(model: TheModel, door: TheDoor) -> Model:
+async def _pipeline(model: TheModel) -> Model:
     if not model.whole:
-        hint = f"ask {door.settings.served_model_name}"
+        hint = f"ask {model.served}"
         raise NotOffered(f"{model.name} is a part and takes no requests", param="model", hint=hint)
     return model
 

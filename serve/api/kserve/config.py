@@ -9,7 +9,8 @@ from serve.messages import PRIORITIES, ServiceStats
 from serve.settings import Settings
 
 
-def config_json(model: Model, settings: Settings, stats: ServiceStats) -> dict[str, Any]:
+def config_json(model: Model, service: Settings, stats: ServiceStats) -> dict[str, Any]:
+    settings, tail = service.of(model.served), service.tail(model.served)
     common = {
         "name": model.name,
         "version_policy": {"latest": {"num_versions": 1}},
@@ -17,7 +18,7 @@ def config_json(model: Model, settings: Settings, stats: ServiceStats) -> dict[s
         "input": [_input_json(spec) for spec in model.inputs],
         "output": [_output_json(spec) for spec in model.outputs],
     }
-    return common | (_whole(settings) if model.whole else _part(model, settings, stats))
+    return common | (_whole(settings, tail) if model.whole else _part(model, settings, stats))
 
 
 def _max_batch(model: Model, settings: Settings) -> int:
@@ -30,7 +31,7 @@ def _max_batch(model: Model, settings: Settings) -> int:
     return largest[model.kind]
 
 
-def _whole(settings: Settings) -> dict[str, Any]:
+def _whole(settings: Settings, tail: str) -> dict[str, Any]:
     values = {
         "default_size_px": settings.default_px,
         "max_side_px": settings.cap_px,
@@ -39,7 +40,7 @@ def _whole(settings: Settings) -> dict[str, Any]:
     }
     return {
         "platform": "ensemble",
-        "ensemble_scheduling": {"step": [_step(part) for part in models(settings)[1:]]},
+        "ensemble_scheduling": {"step": [_step(part) for part in models(settings, tail)[1:]]},
         "parameters": {name: {"string_value": str(value)} for name, value in values.items()},
     }
 
@@ -74,7 +75,8 @@ def _part(model: Model, settings: Settings, stats: ServiceStats) -> dict[str, An
 
 def _instances(model: Model, stats: ServiceStats) -> list[dict[str, Any]]:
     """A group for each kind of device that replicas are on now."""
-    devices = [replica.state.device for replica in stats.replicas if replica.state.role == model.kind]
+    states = [replica.state for replica in stats.replicas]
+    devices = [state.device for state in states if (state.role, state.model) == (model.kind, model.served)]
     kinds = ["KIND_CPU" if device.startswith("cpu") else "KIND_GPU" for device in devices]
     return [
         {"name": f"{model.name}_{at}", "kind": kind, "count": kinds.count(kind)}

@@ -37,8 +37,8 @@ router = APIRouter(prefix="/v2", tags=["KServe v2"])
 @router.post("/models/{model}/versions/{version}/generate", include_in_schema=False)
 async def generate(request: Request, door: TheDoor, model: ThePipeline) -> Response:
     asked = await _read(request, door)
-    rows = await begun(door, asked.rows, asked.options)
-    await door.check_room()
+    rows = await begun(door, model.served, asked.rows, asked.options)
+    await door.check_room(model.name)
     drawing = draw(door.service, rows, door.settings.timeouts.request_s, asked.options.timeout_s)
     done = await unless_gone(request.receive, drawing)
     (row,) = await drawn(door, done)
@@ -50,8 +50,8 @@ async def generate(request: Request, door: TheDoor, model: ThePipeline) -> Respo
 async def generate_stream(request: Request, door: TheDoor, model: ThePipeline) -> Response:
     """Nothing is sent before the first event, so a job that fails earlier is answered with its status."""
     asked = await _read(request, door)
-    rows = await begun(door, asked.rows, asked.options)
-    await door.check_room()
+    rows = await begun(door, model.served, asked.rows, asked.options)
+    await door.check_room(model.name)
     chunks = _chunks(door, model.name, asked, rows[0])
     first = await unless_gone(request.receive, anext(chunks))
     return EventStream(_guarded(request, first, chunks), job_headers(rows))

@@ -17,9 +17,8 @@ _RETRY = {"Retry-After": "1"}
 
 
 def is_ready(model: Model, status: ServiceStatus) -> bool:
-    return {"pipeline": status.ready, "text_encoder": status.text_encoders > 0, "denoiser": status.denoisers > 0}[
-        model.kind
-    ]
+    own = status.models[model.served]
+    return {"pipeline": own.ready, "text_encoder": own.text_encoders > 0, "denoiser": own.denoisers > 0}[model.kind]
 
 
 @router.get("/health/live", summary="The process is alive")
@@ -41,5 +40,5 @@ async def model_ready(door: TheDoor, model: TheModel) -> JSONResponse:
     status = await door.service.status()
     if is_ready(model, status):
         return JSONResponse({"name": model.name, "ready": True})
-    error = f"{model.name} is not ready: {status.phase}"
+    error = f"{model.name} is not ready: {status.models[model.served].phase}"
     return JSONResponse({"name": model.name, "ready": False, "error": error}, 503, _RETRY)

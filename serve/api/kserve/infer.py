@@ -26,9 +26,9 @@ _log = structlog.get_logger(__name__)
 async def infer(request: Request, door: TheDoor, model: ThePipeline) -> Response:
     limits = door.settings.limits
     asked = read_infer(await read_body(request, limits), request.headers.get(HEADER_LENGTH), limits)
-    rows = await begun(door, asked.rows, asked.options)
+    rows = await begun(door, model.served, asked.rows, asked.options)
     check_pixels(rows, asked.outputs)
-    await door.check_room()
+    await door.check_room(model.name)
     _log.info("infer", job_ids=[row.job_id for row in rows], size=f"{rows[0].request.width}x{rows[0].request.height}")
     drawing = draw(door.service, rows, door.settings.timeouts.request_s, asked.options.timeout_s)
     done = await unless_gone(request.receive, drawing)

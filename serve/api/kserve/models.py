@@ -31,7 +31,10 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
+    """`served` is the model that it is, or a part of."""
+
     name: str
+    served: str
     kind: Kind
     platform: str
     inputs: tuple[TensorSpec, ...]
@@ -60,30 +63,42 @@ INPUTS = {spec.name: spec for spec in (PROMPT, NEGATIVE_PROMPT, *HOW)}
 OUTPUTS = {spec.name: spec for spec in (GENERATED_IMAGE, IMAGE_BYTES, SEED_USED)}
 
 
-def models(settings: Settings) -> tuple[Model, ...]:
-    """The pipeline first. Embeddings are [tokens, features], one for the prompt and one for the negative prompt."""
+def all_models(settings: Settings) -> tuple[Model, ...]:
+    """Of every model that is served the pipeline and its parts, the first one's first."""
+    return tuple(part for model in settings.served for part in models(settings.of(model), settings.tail(model)))
+
+
+def models(settings: Settings, tail: str = "") -> tuple[Model, ...]:
+    """Of one model, whose parts' names end with `tail`. The pipeline first.
+
+    Embeddings are [tokens, features], one for the prompt and one for the negative prompt.
+    """
     floats: Datatype = "FP32" if settings.embedded or settings.device == "cpu" else "BF16"
     if settings.precision != "auto":
         floats = "FP32" if settings.precision == "fp32" else "BF16"
     embeddings = TensorSpec(name="prompt_embeds", datatype=floats, dims=(-1, -1))
+    served = settings.served_model_name
     negative = TensorSpec(name="negative_prompt_embeds", datatype=floats, dims=(-1, -1), optional=True)
     return (
         Model(
-            name=settings.served_model_name,
+            name=served,
+            served=served,
             kind="pipeline",
             platform="ensemble",
             inputs=tuple(INPUTS.values()),
             outputs=tuple(OUTPUTS.values()),
         ),
         Model(
-            name="text_encoder",
+            name=f"text_encoder{tail}",
+            served=served,
             kind="text_encoder",
             platform="python",
             inputs=(PROMPT, NEGATIVE_PROMPT),
             outputs=(embeddings, negative),
         ),
         Model(
-            name="denoiser",
+            name=f"denoiser{tail}",
+            served=served,
             kind="denoiser",
             platform="python",
             inputs=(embeddings, negative, *HOW),
@@ -94,7 +109,7 @@ def models(settings: Settings) -> tuple[Model, ...]:
 
 def model_of(settings: Settings, name: str, version: str | None = None) -> Model:
     """Raises ModelNotFound, or NotFound for another version than the one there is."""
-    there = {model.name: model for model in reversed(models(settings))}
+    there = {model.name: model for model in reversed(all_models(settings))}
     if name not in there:
         hint = f"there are: {', '.join(reversed(there))}"
         raise ModelNotFound(f"Request for unknown model: {name[:64]!r} is not found", param="model", hint=hint)

@@ -1,4 +1,4 @@
-"""The repository has the one model that was loaded at the start: it is listed, and neither loaded nor unloaded."""
+"""The repository has the models that were loaded at the start: they are listed, and neither loaded nor unloaded."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from serve.api.deps import TheDoor
 from serve.api.kserve.body import read_body
 from serve.api.kserve.described import INDEX, LOAD
 from serve.api.kserve.health import is_ready
-from serve.api.kserve.models import VERSION, Model, models
+from serve.api.kserve.models import VERSION, Model, all_models
 from serve.errors import InvalidRequest, Unavailable
 from serve.messages import ServiceStatus
 
@@ -25,7 +25,7 @@ async def index(request: Request, door: TheDoor) -> list[dict[str, str]]:
     if not isinstance(only_ready, bool):
         raise InvalidRequest("ready is not a boolean", param="ready")
     status = await door.service.status()
-    listed = [(model, is_ready(model, status)) for model in models(door.settings)]
+    listed = [(model, is_ready(model, status)) for model in all_models(door.settings)]
     return [_entry(model, status, ready) for model, ready in listed if ready or not only_ready]
 
 
@@ -39,4 +39,5 @@ async def load(model: str) -> None:
 
 def _entry(model: Model, status: ServiceStatus, ready: bool) -> dict[str, Any]:
     known = {"name": model.name, "version": VERSION}
-    return known | ({"state": "READY", "reason": ""} if ready else {"state": "LOADING", "reason": status.phase})
+    reason = "" if ready else status.models[model.served].phase
+    return known | {"state": "READY" if ready else "LOADING", "reason": reason}

@@ -1,4 +1,4 @@
-"""The rows of a request as jobs of the one queue, each like a request for one picture at any other door."""
+"""The rows of a request as jobs of its model's queue, each like a request for one picture at any other door."""
 
 from __future__ import annotations
 
@@ -21,40 +21,40 @@ RANDOM_SEED = -1
 MAX_GUIDANCE = 20
 
 
-async def begun(door: Door, rows: Sequence[Mapping[str, Any]], options: Options) -> list[Submission]:
+async def begun(door: Door, model: str, rows: Sequence[Mapping[str, Any]], options: Options) -> list[Submission]:
     """The same, with the picture stored that all rows begin with, if there is one. Raises NotFound, too."""
     async with opened(door, Given(options.image, options.mask, options.control_image)) as brought:
-        jobs = submissions(door, rows, options, brought)
+        jobs = submissions(door, model, rows, options, brought)
         return [await kept(door, job, brought) for job in jobs]
 
 
 def submissions(
-    door: Door, rows: Sequence[Mapping[str, Any]], options: Options, brought: Brought = NOTHING
+    door: Door, model: str, rows: Sequence[Mapping[str, Any]], options: Options, brought: Brought = NOTHING
 ) -> list[Submission]:
     """In the order of the rows. Raises InvalidRequest and its kinds, which name the row, and Forbidden."""
     for side in ("width", "height"):
         if len({row.get(side) for row in rows}) > 1:
             raise InvalidRequest(f"{side} differs between rows", param=side, hint="send one request for each size")
     if len(rows) == 1:
-        return [_submission(door, rows[0], options, brought)]
+        return [_submission(door, model, rows[0], options, brought)]
     batch = Batch(id=str(ULID()), jobs=len(rows))
-    return [replace(_named(door, row, options, at, brought), batch=batch) for at, row in enumerate(rows)]
+    return [replace(_named(door, model, row, options, at, brought), batch=batch) for at, row in enumerate(rows)]
 
 
-def _named(door: Door, row: Mapping[str, Any], options: Options, at: int, brought: Brought) -> Submission:
+def _named(door: Door, model: str, row: Mapping[str, Any], options: Options, at: int, brought: Brought) -> Submission:
     try:
-        return _submission(door, row, options, brought)
+        return _submission(door, model, row, options, brought)
     except InvalidRequest as error:
         error.message = f"row {at}: {error.message}"
         raise
 
 
-def _submission(door: Door, row: Mapping[str, Any], options: Options, brought: Brought) -> Submission:
+def _submission(door: Door, model: str, row: Mapping[str, Any], options: Options, brought: Brought) -> Submission:
     seed = row.get("seed", RANDOM_SEED)
     _check("seed", seed, RANDOM_SEED, 2**63 - 1)
-    _check("steps", row.get("steps"), 1, door.settings.limits.max_steps)
+    _check("steps", row.get("steps"), 1, door.offer(model).settings.limits.max_steps)
     _check("guidance", row.get("guidance"), 0, MAX_GUIDANCE)
-    resolved = resolve_image(door, _body(door, row, options), [], "png", brought)
+    resolved = resolve_image(door, _body(door, model, row, options), [], "png", brought)
     request = resolved.request if seed == RANDOM_SEED else replace(resolved.request, seed=seed)
     return Submission(
         job_id=str(ULID()),
@@ -68,11 +68,12 @@ def _submission(door: Door, row: Mapping[str, Any], options: Options, brought: B
     )
 
 
-def _body(door: Door, row: Mapping[str, Any], options: Options) -> ImageBody:
+def _body(door: Door, model: str, row: Mapping[str, Any], options: Options) -> ImageBody:
     """Without the seed, which may be larger here than a JavaScript number."""
-    default = door.settings.default_px
+    default = door.offer(model).settings.default_px
     sides = [row.get(side, default) for side in ("width", "height")]
     fields = {
+        "model": model,
         "prompt": row["prompt"],
         "negative_prompt": row.get("negative_prompt"),
         "size": f"{sides[0]}x{sides[1]}" if {"width", "height"} & row.keys() else None,

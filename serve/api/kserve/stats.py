@@ -17,14 +17,14 @@ router = APIRouter(prefix="/v2", tags=["KServe v2"])
 
 @router.get("/models/stats", **STATISTICS)
 async def all_stats(door: TheDoor) -> dict[str, Any]:
-    models = (await door.service.statistics()).models()
+    models = await door.service.statistics()
     return {"model_stats": [_model_json(name, statistics) for name, statistics in models.items()]}
 
 
 @router.get("/models/{model}/stats", **DESCRIBED)
 @router.get("/models/{model}/versions/{version}/stats", include_in_schema=False)
 async def model_stats(door: TheDoor, model: TheModel) -> dict[str, Any]:
-    models = (await door.service.statistics()).models()
+    models = await door.service.statistics()
     return {"model_stats": [_model_json(model.name, models[model.name])]}
 
 

@@ -7,6 +7,7 @@ import { Details } from "./details.js";
 import { Gallery } from "./gallery.js";
 import { start, stop } from "./live.js";
 import { Make } from "./make.js";
+import { Paint } from "./mask.js";
 import { IconButton, Toasts, failed } from "./parts.js";
 import { Brought, bring } from "./reference.js";
 import { SignIn } from "./sign_in.js";
@@ -84,7 +85,7 @@ function App() {
       ${here === "keep" && html`<${Gallery} />`}
       ${here === "admin" && html`<${Admin} />`}
     </main>
-    <${Status} /><${Details} /><${Brought} /><${Toasts} />
+    <${Status} /><${Details} /><${Brought} /><${Paint} /><${Toasts} />
     ${login && html`<${SignIn} />`}
     ${over && html`<div class="drop">${t("drop")}</div>`}`;
 }

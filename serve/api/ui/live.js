@@ -128,7 +128,12 @@ export const picturesOf = (job) => (job.result?.images ?? []).filter((image) => 
   .map((image) => ({ ...image, url: local(image.url), thumbnail_url: local(image.thumbnail_url) }));
 
 const watched = () => !document.hidden && state.me && state.connection === "online";
-setInterval(() => { if (watched()) refreshStats(); }, 3000);
+setInterval(() => {
+  if (!watched()) return;
+  refreshStats();
+  if (!state.model) loadCatalog().catch(() => {}); // what was refused or lost when the page asked first
+  if (!state.jobsLoaded) loadJobs().catch(() => {});
+}, 3000);
 setInterval(() => { if (watched()) refreshQuota(); }, 30000); // what other browsers used up
 addEventListener("online", () => { clearTimeout(timer); if (!socket) start(); });
 addEventListener("offline", () => { update({ connection: "offline" }); socket?.close(); });

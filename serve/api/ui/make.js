@@ -15,8 +15,7 @@ const random = () => crypto.getRandomValues(new Uint32Array(1))[0];
 export const key = () => [...crypto.getRandomValues(new Uint32Array(4))].map((word) => word.toString(36)).join("-");
 
 export function limits() {
-  const chosen = state.catalog?.data.find((one) => one.name === state.form.preset);
-  return { ...UNKNOWN, ...state.model?.limits, ...chosen?.limits };
+  return { ...UNKNOWN, ...state.model?.limits, ...presetOf(state.form)?.limits };
 }
 
 // As many pixels as the model draws by itself, in these proportions.
@@ -34,10 +33,19 @@ function body() {
   }
   if (form.negative_prompt.trim()) sent.negative_prompt = form.negative_prompt;
   if (form.locked) sent.seed = form.seed;
-  if (state.reference) Object.assign(sent, { image: state.reference.source, strength: state.reference.strength });
+  if (adapterOf(form)) Object.assign(sent, { adapter: form.adapter }, form.adapter_scale === null ? {} : { adapter_scale: form.adapter_scale });
+  if (state.reference) {
+    const { source, strength, mask } = state.reference;
+    Object.assign(sent, { image: source, strength }, mask ? { mask } : {});
+  }
   if (state.me?.interactive) sent.priority = "interactive";
   return sent;
 }
+
+const presetOf = (form) => state.catalog?.data.find((one) => one.name === form.preset);
+
+// The chosen one, as the service describes it: a draft may name one that is there no more, a preset may insist on its own.
+const adapterOf = (form) => !presetOf(form)?.locked.includes("adapter") && state.model?.adapters?.find((one) => one.id === form.adapter);
 
 // What may have been accepted before the connection broke is sent again under the same key.
 let unsure = null;
@@ -79,24 +87,24 @@ export function useSettings(request, preset) {
     ...EMPTY, prompt: preset?.prompt ?? request.prompt, negative_prompt: preset ? "" : request.negative_prompt ?? "",
     preset: preset?.name ?? null, style_preset: preset?.style_preset ?? null, size: request.size,
     num_inference_steps: request.num_inference_steps, guidance_scale: request.guidance_scale, seed: request.seed, locked: true,
-    n: request.n ?? 1, output_format: request.output_format,
+    n: request.n ?? 1, output_format: request.output_format, adapter: request.adapter ?? null, adapter_scale: request.adapter_scale ?? null,
   });
 }
 
-// The latest picture that was drawn with each preset and style: for those that have none of their own.
+// The latest picture that was drawn with each preset, style and adapter: for those that have none of their own.
 function samples(jobs) {
   const found = {};
   for (const job of [...jobs.values()].sort((a, b) => (a.id < b.id ? 1 : -1))) {
-    const image = job.preset && job.result?.images.find((one) => one.thumbnail_url);
+    const { preset, request } = job, image = (preset || request.adapter) && job.result?.images.find((one) => one.thumbnail_url);
     if (!image) continue;
-    for (const name of [job.preset.name && `p:${job.preset.name}`, job.preset.style_preset && `s:${job.preset.style_preset}`]) {
+    for (const name of [preset?.name && `p:${preset.name}`, preset?.style_preset && `s:${preset.style_preset}`, request.adapter && `a:${request.adapter}`]) {
       if (name) found[name] ??= image.thumbnail_url.slice(image.thumbnail_url.indexOf("/v1/") + 1);
     }
   }
   return found;
 }
 
-function Chips({ label, list, chosen, onChoose, pictures, kind }) {
+function Chips({ label, list, chosen, onChoose, pictures, kind, nobody = t("none") }) {
   if (!list.length) return null;
   const chip = (name, title, words, own) => {
     const picture = own ? BASE + own.slice(1) : pictures[kind + name];
@@ -105,9 +113,20 @@ function Chips({ label, list, chosen, onChoose, pictures, kind }) {
       <span>${title}</span></button>`;
   };
   return html`<fieldset><legend>${label}</legend><div class="choices">
-    ${chip(null, t("none"))}
+    ${chip(null, nobody)}
     ${list.map((one) => chip(one.name, titled(one.title, one.name), titled(one.description, ""), one.picture_url))}
   </div></fieldset>`;
+}
+
+// LoRAs, where the model has any; a preset may bring its own, or insist on it.
+function Adapter({ form, pictures }) {
+  const known = state.model?.adapters ?? [], preset = presetOf(form);
+  if (preset?.locked.includes("adapter")) return null;
+  const chosen = adapterOf(form) || null, scale = form.adapter_scale ?? chosen?.scale;
+  return html`<${Chips} label=${t("adapter")} kind="a:" pictures=${pictures} list=${known.map((one) => ({ name: one.id }))} chosen=${chosen?.id ?? null} nobody=${preset?.adapter ? t("auto") : t("none")}
+      onChoose=${(adapter) => setForm({ adapter, adapter_scale: null })} />
+    ${chosen && !preset?.locked.includes("adapter_scale") && html`<label class="field"><span class="pair">${t("adapter_scale")} <span>${scale}</span></span>
+      <input type="range" min=${Math.min(0, scale)} max=${Math.max(2, scale)} step="0.05" value=${scale} onInput=${(event) => setForm({ adapter_scale: Number(event.target.value) })} /></label>`}`;
 }
 
 function Number_({ label, value, onValue, ...rest }) {
@@ -173,6 +192,7 @@ export function Make() {
     </div>
     <${Chips} label=${t("preset")} kind="p:" pictures=${pictures} list=${catalog?.data ?? []} chosen=${form.preset} onChoose=${(preset) => setForm({ preset })} />
     <${Chips} label=${t("style")} kind="s:" pictures=${pictures} list=${catalog?.styles ?? []} chosen=${form.style_preset} onChoose=${(style_preset) => setForm({ style_preset })} />
+    <${Adapter} form=${form} pictures=${pictures} />
     <${Size} form=${form} />
     <${Seed} form=${form} />
     <details open=${form.num_inference_steps !== null || form.guidance_scale !== null || !!form.negative_prompt}><summary>${t("advanced")}</summary>

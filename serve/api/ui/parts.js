@@ -22,6 +22,7 @@ const PATHS = {
   lock: "M6 11h12v9H6z M9 11V7a3 3 0 0 1 6 0v4", unlock: "M6 11h12v9H6z M9 11V7a3 3 0 0 1 5.8-1",
   x: "M6 6l12 12 M18 6L6 18", down: "M12 4v11 M7 11l5 5 5-5 M5 20h14", bin: "M5 7h14 M10 7V4h4v3 M7 7l1 13h8l1-13",
   again: "M5 12a7 7 0 1 0 2-5 M7 3v4h4", vary: "M4 4h7v7H4z M13 4h7v7h-7z M4 13h7v7H4z M13 13h7v7h-7z", use: "M4 12h11 M11 7l5 5-5 5 M20 5v14",
+  brush: "M20 4l-9 9 M11 13c-3-1-5 1-5 4 0 2-1 2-2 3 4 1 9 0 9-4z M14 7l3 3", erase: "M4 15l9-9 7 7-6 6H8z M9 10l7 7 M8 19h12", undo: "M8 6L4 10l4 4 M4 10h10a5 5 0 0 1 0 10h-3",
   image: "M4 5h16v14H4z M4 16l5-5 4 4 3-3 4 4 M15.5 9h.01",
   info: "M12 11v6 M12 7.5h.01 M12 3a9 9 0 1 0 .01 0", sun: "M12 8a4 4 0 1 0 .01 0 M12 2v3 M12 19v3 M2 12h3 M19 12h3 M5 5l2 2 M17 17l2 2 M19 5l-2 2 M7 17l-2 2",
 };
@@ -36,7 +37,7 @@ export function Marked({ text, fragment }) {
   return html`<p class="marked">${part(0, fragment.start)}<mark>${part(fragment.start, fragment.end)}</mark>${part(fragment.end)}</p>`;
 }
 
-const FIELDS = { negative_prompt: "negative", n: "count", num_inference_steps: "steps", guidance_scale: "guidance", output_format: "format", style_preset: "style", image: "reference" };
+const FIELDS = { negative_prompt: "negative", n: "count", num_inference_steps: "steps", guidance_scale: "guidance", output_format: "format", style_preset: "style", image: "reference", mask: "masked" };
 
 // What is wrong, where, what to do, and the id to ask the operator about. The server speaks English: its own words are the detail.
 export function ErrorBox({ error, prompt, job }) {
@@ -52,11 +53,12 @@ export function ErrorBox({ error, prompt, job }) {
   </div>`;
 }
 
-export function Dialog({ title, onClose, children, wide }) {
+// A `firm` one is not closed by a click beside it.
+export function Dialog({ title, onClose, children, wide, firm }) {
   const ref = useRef();
   useEffect(() => { ref.current.showModal(); }, []);
   return html`<dialog ref=${ref} class=${wide ? "wide" : ""} aria-label=${title} onClose=${onClose}
-      onClick=${(event) => { if (event.target === ref.current && onClose) ref.current.close(); }}>
+      onClick=${(event) => { if (event.target === ref.current && onClose && !firm) ref.current.close(); }}>
     <div class="dialog">
       <header><h2>${title}</h2>${onClose && html`<${IconButton} name="x" label=${t("close")} onClick=${() => ref.current.close()} />`}</header>
       ${children}

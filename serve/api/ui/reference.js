@@ -3,7 +3,7 @@ import { html } from "./preact.js";
 import { BASE, local } from "./api.js";
 import { settingsOf } from "./embedded.js";
 import { loadCatalog } from "./live.js";
-import { Dialog, IconButton, failed } from "./parts.js";
+import { Dialog, Icon, IconButton, failed } from "./parts.js";
 import { EMPTY, setForm, state, toast, update, use } from "./store.js";
 import { size, t, useLang } from "./texts.js";
 
@@ -16,9 +16,10 @@ function load(settings) {
   toast(t("loaded"));
 }
 
-// `source` is what the API is sent, `url` what is shown.
-function begin(source, url, strength = taken().strength.default) {
-  update({ reference: { source, url, strength }, brought: null, details: null, tab: "make" });
+// `source` is what the API is sent, `url` what is shown, and `full` the very picture where that is another.
+function begin(source, url, full = url) {
+  const strength = taken().strength.default;
+  update({ reference: { source, url, full, strength, mask: null, maskUrl: null }, brought: null, details: null, tab: "make" });
   setForm({ size: null });
   document.querySelector("#prompt")?.focus();
 }
@@ -45,13 +46,23 @@ export async function bring(file) {
   return taken() ? beginWith(file) : toast(t("no_settings"));
 }
 
-export const beginWithPicture = (one) => begin(`asset:${one.id}`, local(one.thumbnail_url ?? one.url));
+export const beginWithPicture = (one) => begin(`asset:${one.id}`, local(one.thumbnail_url ?? one.url), `${BASE}v1/assets/${one.id}`);
 
-// That of a job that began with one.
+const inputUrl = (named) => (named ? `${BASE}v1/inputs/${named.split(":")[1]}` : null);
+
+// That of a job that began with one, with what was painted.
 export function referenceOf(request) {
-  const id = request.image?.split(":")[1];
-  return id && taken() && !request.mask ? { source: request.image, url: `${BASE}v1/inputs/${id}`, strength: request.strength } : null;
+  const { image, mask, strength } = request, url = inputUrl(image);
+  return image && taken() ? { source: image, url, full: url, strength, mask: mask ?? null, maskUrl: inputUrl(mask) } : null;
 }
+
+// With what may change of it in colour.
+export function Begun({ url, mask, alt, onError }) {
+  return html`<span class="begun"><img src=${url} alt=${alt} onError=${onError} />
+    ${mask && html`<span class="painted" style=${{ maskImage: `url("${mask}")` }}></span>`}</span>`;
+}
+
+export const BegunOf = ({ one }) => html`<${Begun} url=${inputUrl(one.image)} mask=${inputUrl(one.mask)} alt="" />`;
 
 export function Brought() {
   useLang();
@@ -71,10 +82,12 @@ export function Reference() {
   if (!one || !model?.image_input) return null;
   const { minimum, maximum } = model.image_input.strength;
   const change = (event) => update({ reference: { ...one, strength: Number(event.target.value) } });
+  const gone = () => { if (one.source.startsWith("input:")) { update({ reference: null }); toast(t("reference_gone")); } };
   return html`<div class="reference">
-    <img src=${one.url} alt=${t("reference")} width="64" height="64" />
+    <${Begun} url=${one.url} mask=${one.maskUrl} alt=${t("reference")} onError=${gone} />
     <label class="field"><span class="pair">${t("strength")} <span>${Math.round(one.strength * 100)} %</span></span>
       <input type="range" min=${Math.max(minimum, 0.05)} max=${maximum} step="0.05" value=${one.strength} onInput=${change} /></label>
     <${IconButton} name="x" label=${t("no_reference")} onClick=${() => update({ reference: null })} />
+    <button type="button" class="link" onClick=${() => update({ painting: true })}><${Icon} name="brush" /> ${t(one.mask ? "painted" : "paint")}</button>
   </div>`;
 }

@@ -14,7 +14,7 @@ export const TABS = ["make", "keep", "admin"];
 
 export const EMPTY = {
   prompt: "", negative_prompt: "", preset: null, style_preset: null, size: null, num_inference_steps: null,
-  guidance_scale: null, seed: 0, locked: false, n: 1, output_format: "png",
+  guidance_scale: null, seed: 0, locked: false, n: 1, output_format: "png", adapter: null, adapter_scale: null,
 };
 
 const said = new URLSearchParams(location.hash.slice(1)); // how a sign-in at the OpenID provider went wrong
@@ -30,7 +30,7 @@ export const state = {
   jobs: new Map(), jobsLoaded: false, previews: new Map(), // previews by `${job}:${image}`
   pictures: [], cursor: null, more: true, query: "", loading: false, selected: new Set(),
   details: null, toasts: [],
-  reference: null, brought: null, // a picture to begin with, and one that was dropped and may become it
+  reference: null, brought: null, painting: false, // a picture to begin with, one that was dropped and may become it, and whether it is painted on
 };
 
 export function update(patch) {
