@@ -20,7 +20,7 @@ from serve.api.generation import ImageBody, parse
 from serve.api.order import fields_without_effect, request_of
 from serve.assets.store import AssetStore
 from serve.errors import InvalidRequest, ZImageError
-from serve.inputs import Source, source
+from serve.inputs import Brought, Source, source
 from serve.messages import Canceled, Expired, Failed, ImageFormat, ImageRequest, Progress, Submission, Succeeded
 from serve.presets.catalog import Catalog
 from serve.presets.catalog import parse as parse_presets
@@ -59,7 +59,7 @@ class Wish:
         body, _ = parse(ImageBody, self._fields())
         choice = Choice.of(self._catalog(settings), None, self.preset, self.style)
         prompt, begun = choice.wrap(self.prompt), self._source(settings)
-        request = request_of(body, choice, prompt, settings, FORMATS[self.output.suffix.lower()], begun)
+        request = request_of(body, choice, prompt, settings, FORMATS[self.output.suffix.lower()], Brought(begun))
         choice.check_words(self.prompt)
         return Asked(request, choice, prompt, begun, tuple(fields_without_effect(body, choice, request)))
 
