@@ -23,9 +23,9 @@ class Roster:
         left = self._seen - before
         self._seen = before | ids | (left if len(left) < REMEMBERED else frozenset())
 
-    def died(self, replica_id: str) -> None:
+    def died(self, replica_id: str, deployment: str = "Denoiser") -> None:
         """Ray says so before Ray Serve's next list does; its process may live on, where its node was cut off."""
-        self.update(self._now - {replica_id})
+        self.update(self._now.get(deployment, frozenset()) - {replica_id}, deployment)
 
     def withdrawn(self, replica_id: str) -> bool:
         return replica_id in self._seen and replica_id not in self._all()
@@ -51,7 +51,7 @@ class PlacedRouter(RequestRouter):  # type: ignore[misc]
 
     def on_replica_actor_died(self, replica_id: ReplicaID) -> None:
         super().on_replica_actor_died(replica_id)
-        ROSTER.died(replica_id.unique_id)
+        ROSTER.died(replica_id.unique_id, self._deployment_id.name)
 
     async def choose_replicas(
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None

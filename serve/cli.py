@@ -136,7 +136,8 @@ def generate(
         Path | None, typer.Option(help="A server's config file: its model, adapters and presets are used.")
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="'embedded', a folder, or a hub id. Default: of --config, else embedded.")
+        str | None,
+        typer.Option(help="'embedded', a folder, a hub id, or a name in --config. Default: its first, else embedded."),
     ] = None,
     device: Annotated[Device | None, typer.Option(help="Default: auto, a GPU where there is one.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: 1.")] = None,

@@ -74,7 +74,7 @@ async def check_engine(settings: Settings) -> list[Finding]:
         try:
             async with open_service(local) as service:
                 loaded = time.perf_counter()
-                images = await _draw(service, local)
+                images = "; ".join([await _draw(service, local.of(model)) for model in local.served])
                 drawn = time.perf_counter()
         except (ZImageError, RuntimeError, OSError) as error:  # torch tells lack of memory as a RuntimeError
             message = error.message if isinstance(error, ZImageError) else str(error).splitlines()[0]
@@ -96,7 +96,7 @@ async def _draw(service: LocalService, settings: Settings) -> str:
         steps=checks.steps(None, None, settings),
         seed=1,
     )
-    tokens = checks.text("prompt", prompt, settings.limits, service.prompts)
+    tokens = checks.text("prompt", prompt, settings.limits, service.tokenizers[settings.served_model_name])
     submission = Submission(job_id=str(ULID()), request=request, prompt_tokens=tokens)
     await service.submit(submission)
     async for event in service.watch(submission.job_id):

@@ -195,13 +195,18 @@ def _gpu(plan: Plan) -> Iterator[Finding]:
 
 
 def _weights(plan: Plan) -> Iterator[Finding]:
+    for model in plan.settings.served:
+        yield from _weights_of(plan.settings.of(model))
+
+
+def _weights_of(settings: Settings) -> Iterator[Finding]:
     try:
-        folder = resolve(plan.settings)
+        folder = resolve(settings)
         verify(folder)
     except WeightsError as error:
         yield Finding("weights", "fail", error.message, error.hint)
         return
-    yield Finding("weights", "ok", f"{plan.settings.model}, {_size(bytes_of(folder))}, whole: {folder}")
+    yield Finding("weights", "ok", f"{settings.model}, {_size(bytes_of(folder))}, whole: {folder}")
     try:
         count = PromptTokens(folder / "tokenizer").count("a red fox")
     except WeightsError as error:
@@ -211,14 +216,19 @@ def _weights(plan: Plan) -> Iterator[Finding]:
 
 
 def _adapters(plan: Plan) -> Iterator[Finding]:
+    for model in plan.settings.served:
+        yield from _adapters_of(plan.settings.of(model))
+
+
+def _adapters_of(settings: Settings) -> Iterator[Finding]:
     try:
-        problems = check_files(plan.settings, resolve(plan.settings))
+        problems = check_files(settings, resolve(settings))
     except WeightsError:  # of the model: told already
         return
     for error in problems:
         yield Finding("adapters", "fail", error.message, error.hint)
-    if plan.settings.adapters and not problems:
-        yield Finding("adapters", "ok", f"{', '.join(plan.settings.adapters)}: whole, and for this model")
+    if settings.adapters and not problems:
+        yield Finding("adapters", "ok", f"{', '.join(settings.adapters)}: whole, and for this model")
 
 
 def _controlnets(plan: Plan) -> Iterator[Finding]:
@@ -268,7 +278,7 @@ def _data(plan: Plan) -> Finding:
 
 def _memory(plan: Plan) -> Iterator[Finding]:
     available = _available_memory()
-    need = RAY_MEMORY + _weights_in_memory(plan.settings)
+    need = RAY_MEMORY + sum(_weights_in_memory(plan.settings.of(model)) for model in plan.settings.served)
     detail = f"{_size(available)} available, about {_size(need)} needed"
     if available < need:
         yield Finding("memory", "warn", detail, "end other programs, or use a smaller model")

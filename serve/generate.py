@@ -128,12 +128,13 @@ def generate(wish: Wish, settings: Settings) -> None:
         tempfile.TemporaryDirectory(prefix="zimage-") as scratch,
         console.status(f"loading {settings.model}") as status,
     ):
-        alone = {
+        alone: dict[str, object] = {
             "data": Path(scratch),
             "database": None,
             "assets": AssetSettings(),
             "warmup_sizes_px": (),
             "presets": None,
+            "models": {},
         }
         local = settings.model_copy(update=alone)
         data, seconds = asyncio.run(_draw(asked, local, status))

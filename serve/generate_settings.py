@@ -18,10 +18,13 @@ ADAPTERS = EMBEDDED_FOLDER / "adapters"  # of the embedded model
 def settings_for(config: Path | None, adapter: str | None, said: Mapping[str, object]) -> tuple[Settings, str | None]:
     """And the adapter's name in them. A file, a folder or a hub id becomes one of its own name.
 
-    `said` are settings that were said on the command line. Raises ConfigError.
+    `said` are settings that were said on the command line; `model` may also be the name of one that the file serves.
+    Raises ConfigError.
     """
-    known = settings_of(config).model_dump() if config is not None else Settings().model_dump()
-    changed = known | dict(said)
+    known, changes = Settings() if config is None else settings_of(config), dict(said)
+    named = config is not None and changes.get("model") in known.served
+    served = str(changes.pop("model")) if named else known.served_model_name
+    changed = known.of(served).model_dump() | changes
     if config is None and changed["model"] == "embedded":
         changed["adapters"] = {path.stem: str(path) for path in sorted(ADAPTERS.glob("*.safetensors"))}
     name = adapter

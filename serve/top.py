@@ -108,12 +108,13 @@ def _head(stats: dict[str, Any], url: str) -> RenderableType:
 
 def _replicas(replicas: list[dict[str, Any]]) -> RenderableType:
     table = Table("replica", "role", "device", "state", "images", "GPU memory", box=None, title_justify="left")
+    models = {replica["model"] for replica in replicas}
     for replica in replicas:
         used, total = replica["gpu_memory_used_gb"], replica["gpu_memory_total_gb"]
         phase, progress = replica["phase"], replica["progress"]
         table.add_row(
             replica["id"],
-            replica["role"],
+            replica["role"] if len(models) < 2 else f"{replica['model']} {replica['role']}",
             replica["device"] or UNKNOWN,
             phase if phase == "ready" or not progress else f"{phase} {progress:.0%}",
             UNKNOWN if replica["slots"] is None else f"{replica['images']}/{replica['slots']}",

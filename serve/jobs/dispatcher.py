@@ -131,6 +131,7 @@ class Dispatcher:
             served = pool.served.take_up(known, session)
             behind = any(self._pools.home(job.model) is pool for job in left)
             pool.fleet.was_ready = served or behind  # who left jobs behind was ready once
+            self._figures.continued |= served
             pool.room.publish()
         self._tasks.spawn(self._housekeeping())
         self._tasks.spawn(self._prune())

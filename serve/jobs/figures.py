@@ -24,6 +24,8 @@ from serve.metrics.statistics import ModelStatistics
 
 
 class Figures:
+    """`continued` says that the service was there before this Dispatcher: a further model does not take it away."""
+
     def __init__(
         self,
         *,
@@ -44,6 +46,7 @@ class Figures:
         self._clock = clock
         self._opened = clock()
         self._recent = Recent(clock)
+        self.continued = False
 
     def ended(self, job: Job) -> None:
         self._recent.add(job)
@@ -56,7 +59,7 @@ class Figures:
             )
             for pool in self._pools
         }
-        return whole(models, started=all(pool.fleet.was_ready for pool in self._pools))
+        return whole(models, started=self.continued or all(pool.fleet.was_ready for pool in self._pools))
 
     def stats(self) -> ServiceStats:
         fleets = [pool.fleet for pool in self._pools]

@@ -41,7 +41,7 @@ def status_of(fleet: Fleet, jobs: Iterable[Job], uptime_s: float, now: float, *,
 
 
 def whole(models: dict[str, ServiceStatus], *, started: bool) -> ServiceStatus:
-    """Of the service; `started` says that all models were ready once.
+    """Of the service; `started` says that all models were ready once, or that it has got further ones meanwhile.
 
     One that is dead shall not take the others out of a load balancer, but none is told to be there before all are.
     """

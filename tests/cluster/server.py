@@ -44,7 +44,11 @@ class Server:
                 command, cwd=ROOT, stdout=output, stderr=output, start_new_session=True, env=os.environ | environment
             )
         server = cls(process, f"http://127.0.0.1:{port}", log)
-        server.wait_until(server.ready, START_S, "the server is ready")
+        try:
+            server.wait_until(server.ready, START_S, "the server is ready")
+        except AssertionError:
+            server.stop()
+            raise
         return server
 
     def stop(self) -> None:

@@ -103,6 +103,12 @@ def test_an_adapter_is_a_name_a_file_or_a_hub_id(adapter: str, name: str):
     assert settings.adapters[name].weights == (str(ADAPTERS / "blueprint.safetensors") if name == adapter else adapter)
 
 
+@pytest.mark.parametrize(("model", "steps"), [(None, 8), ("z-image-turbo", 8), ("z-image-base", 28)])
+def test_a_config_files_model_is_drawn_with_by_its_name(model: str | None, steps: int):
+    settings, _ = settings_for(Path("config/serve.two.yaml"), None, {} if model is None else {"model": model})
+    assert (settings.model, settings.default_steps, settings.models) == ("embedded", steps, {})
+
+
 def test_version():
     told = dict(line.split(None, 1) for line in zimage("version").stdout.splitlines())
     assert list(told) == ["zimage", "python", "torch", "diffusers", "transformers", "ray", "device"]

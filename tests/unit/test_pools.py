@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from deployments.autoscaling import role_of
-from serve.errors import ModelNotFound, QueueFull
+from serve.errors import ModelNotFound, NotReady, QueueFull
 from serve.jobs.dispatcher import Dispatcher
 from serve.messages import Failed, JobQuery, Phase, ReplicaState, Started, Succeeded, TaskStepped
 from tests.unit.replicas import SLOTS, TIMES, TURBO, Replicas, dispatcher_over, last, order, submitted
@@ -112,6 +112,21 @@ async def test_the_service_is_ready_when_all_models_were(replicas: Replicas, tmp
     await jobs.close()
     assert (before.ready, before.phase, before.models[TURBO].ready) == (False, "loading weights", True)
     assert (after.ready, after.phase, after.denoisers) == (True, "ready", 2)
+
+
+async def test_a_further_model_takes_no_service_away_while_it_loads(replicas: Replicas, tmp_path: Path) -> None:
+    jobs = dispatcher_over(replicas, tmp_path)
+    await jobs.open("session")
+    beat_of(jobs, TURBO)
+    await jobs.close()
+    after = dispatcher_over(replicas, tmp_path, models=TWO)
+    await after.open("session")
+    beat_of(after, TURBO)
+    status = await after.status()
+    with pytest.raises(NotReady, match=f"{BASE} is starting"):
+        await submitted(after, model=BASE)
+    await after.close()
+    assert (status.ready, status.models[BASE].ready) == (True, False)
 
 
 async def test_jobs_find_their_model_again(replicas: Replicas, tmp_path: Path) -> None:

@@ -29,8 +29,10 @@ export async function refreshMe() {
 }
 
 export async function loadCatalog() {
-  const [catalog, models] = await Promise.all([get("/v1/presets"), get("/v1/models")]);
-  update({ catalog, model: models.data[0] });
+  const models = (await get("/v1/models")).data.filter((one) => one.id === one.root);
+  const model = models.find((one) => one.id === state.form.model) ?? models[0];
+  const catalog = await get(model === models[0] ? "/v1/presets" : `/v1/presets?model=${encodeURIComponent(model.id)}`);
+  update({ catalog, models, model });
 }
 
 export async function loadJobs() {

@@ -1,7 +1,7 @@
 // The form.
 import { html, useRef, useState } from "./preact.js";
 import { ApiError, BASE, post } from "./api.js";
-import { put, refreshQuota } from "./live.js";
+import { loadCatalog, put, refreshQuota } from "./live.js";
 import { ErrorBox, IconButton, failed } from "./parts.js";
 import { Reference, bring, referenceOf } from "./reference.js";
 import { EMPTY, setForm, state, update, use } from "./store.js";
@@ -38,6 +38,7 @@ function body() {
     const { source, strength, mask } = state.reference;
     Object.assign(sent, { image: source, strength }, mask ? { mask } : {});
   }
+  if (state.models.length > 1) sent.model = state.model.id;
   if (state.me?.interactive) sent.priority = "interactive";
   return sent;
 }
@@ -84,11 +85,12 @@ function showFragment(fragment, prompt) {
 export function useSettings(request, preset) {
   update({ reference: referenceOf(request), details: null, tab: "make" });
   setForm({
-    ...EMPTY, prompt: preset?.prompt ?? request.prompt, negative_prompt: preset ? "" : request.negative_prompt ?? "",
+    ...EMPTY, model: request.model, prompt: preset?.prompt ?? request.prompt, negative_prompt: preset ? "" : request.negative_prompt ?? "",
     preset: preset?.name ?? null, style_preset: preset?.style_preset ?? null, size: request.size,
     num_inference_steps: request.num_inference_steps, guidance_scale: request.guidance_scale, seed: request.seed, locked: true,
     n: request.n ?? 1, output_format: request.output_format, adapter: request.adapter ?? null, adapter_scale: request.adapter_scale ?? null,
   });
+  if (request.model !== state.model?.id) loadCatalog().catch(failed);
 }
 
 // The latest picture that was drawn with each preset, style and adapter: for those that have none of their own.
@@ -119,6 +121,19 @@ function Chips({ label, list, chosen, onChoose, pictures, kind, nobody = t("none
 }
 
 // LoRAs, where the model has any; a preset may bring its own, or insist on it.
+// Presets, sizes and adapters are the model's own.
+function choose(model) {
+  setForm({ model, preset: null, style_preset: null, size: null, adapter: null });
+  loadCatalog().catch(failed);
+}
+
+function Model() {
+  const models = use((s) => s.models), model = use((s) => s.model);
+  if (models.length < 2) return null;
+  return html`<label class="field">${t("model")}<select value=${model.id} onChange=${(event) => choose(event.target.value)}>
+    ${models.map((one) => html`<option key=${one.id} value=${one.id}>${one.id}</option>`)}</select></label>`;
+}
+
 function Adapter({ form, pictures }) {
   const known = state.model?.adapters ?? [], preset = presetOf(form);
   if (preset?.locked.includes("adapter")) return null;
@@ -190,6 +205,7 @@ export function Make() {
       <label class="field tight">${t("format")}<select value=${form.output_format} onChange=${(event) => setForm({ output_format: event.target.value })}>
         ${["png", "jpeg", "webp"].map((name) => html`<option value=${name}>${name}</option>`)}</select></label>
     </div>
+    <${Model} />
     <${Chips} label=${t("preset")} kind="p:" pictures=${pictures} list=${catalog?.data ?? []} chosen=${form.preset} onChoose=${(preset) => setForm({ preset })} />
     <${Chips} label=${t("style")} kind="s:" pictures=${pictures} list=${catalog?.styles ?? []} chosen=${form.style_preset} onChoose=${(style_preset) => setForm({ style_preset })} />
     <${Adapter} form=${form} pictures=${pictures} />

@@ -13,7 +13,7 @@ export const remember = (name, value) => {
 export const TABS = ["make", "keep", "admin"];
 
 export const EMPTY = {
-  prompt: "", negative_prompt: "", preset: null, style_preset: null, size: null, num_inference_steps: null,
+  model: null, prompt: "", negative_prompt: "", preset: null, style_preset: null, size: null, num_inference_steps: null,
   guidance_scale: null, seed: 0, locked: false, n: 1, output_format: "png", adapter: null, adapter_scale: null,
 };
 
@@ -25,7 +25,7 @@ export const state = {
   tab: TABS.includes(location.hash.slice(1)) ? location.hash.slice(1) : "make",
   form: { ...EMPTY, ...remembered("form", {}) }, // a draft; everything that was sent lives on the server
   formError: null,
-  me: null, login: false, connection: "connecting", stats: null, catalog: null, model: null,
+  me: null, login: false, connection: "connecting", stats: null, catalog: null, models: [], model: null,
   signInError: said.has("sign-in") ? { code: said.get("sign-in"), request_id: said.get("request") } : null,
   jobs: new Map(), jobsLoaded: false, previews: new Map(), // previews by `${job}:${image}`
   pictures: [], cursor: null, more: true, query: "", loading: false, selected: new Set(),
