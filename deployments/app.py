@@ -13,7 +13,7 @@ from deployments.gateway import Gateway
 from deployments.nodes import home
 from deployments.placement import PlacedRouter
 from deployments.text_encoder import TextEncoder
-from serve.adapters import located
+from serve import adapters, controlnets
 from serve.assets.open import check_assets
 from serve.settings import Settings
 from serve.tracing.open import check_tracing
@@ -33,7 +33,7 @@ def build(settings: Settings) -> Application:
     folders = {model: resolve(settings.of(model)) for model in settings.served}
     for folder in folders.values():
         verify(folder)
-    settings = _with_adapters(settings, folders)
+    settings = _with_files(settings, folders)
     check_assets(settings)
     check_tracing(settings)
     settings = settings.model_copy(update={"data": settings.data.resolve(), "presets": _hot_file(settings.presets)})
@@ -50,8 +50,12 @@ def build(settings: Settings) -> Application:
     return serve.deployment(serve.ingress()(Gateway)).bind(settings, folders, dispatcher, node)
 
 
-def _with_adapters(settings: Settings, folders: Mapping[str, Path]) -> Settings:
-    """With the path of each model's adapters."""
-    found = {model: located(settings.of(model), folder) for model, folder in folders.items()}
-    models = {model: of.model_copy(update={"adapters": found[model]}) for model, of in settings.models.items()}
-    return settings.model_copy(update={"adapters": found[settings.served_model_name], "models": models})
+def _with_files(settings: Settings, folders: Mapping[str, Path]) -> Settings:
+    """With the paths of each model's adapters and ControlNets."""
+    found = {model: _located(settings.of(model), folder) for model, folder in folders.items()}
+    models = {model: of.model_copy(update=found[model]) for model, of in settings.models.items()}
+    return settings.model_copy(update={**found[settings.served_model_name], "models": models})
+
+
+def _located(settings: Settings, folder: Path) -> dict[str, object]:
+    return {"adapters": adapters.located(settings, folder), "controlnets": controlnets.located(settings, folder)}

@@ -30,7 +30,7 @@ class Denoiser:
         from serve.engine.generator import Generator  # noqa: PLC0415
         from serve.engine.gpu import gpu_of  # noqa: PLC0415
         from serve.engine.identity import identity_of  # noqa: PLC0415
-        from serve.engine.open import Placement, open_adapters, open_engine  # noqa: PLC0415
+        from serve.engine.open import Placement, open_adapters, open_controlnets, open_engine  # noqa: PLC0415
 
         placement = Placement.choose(settings)
         state = ReplicaState(
@@ -43,21 +43,23 @@ class Denoiser:
         )
         self._membership = Membership(settings, state)
         adapters = await asyncio.to_thread(open_adapters, settings, folder, placement)
+        controlnets = await asyncio.to_thread(open_controlnets, settings, folder, placement)
         self._engine: Engine = await asyncio.to_thread(
             open_engine,
             settings,
             folder,
             placement,
             lambda done: self._membership.progress(Phase.WARMING_UP, done),
-            adapters.most_bytes,
+            adapters.most_bytes + controlnets.most_bytes,
         )
         adapters.recorder = self._membership.recorder
         await adapters.preload()
+        await controlnets.preload()
         self._engine.recorder = self._membership.recorder
         self._gpu = gpu_of(placement.device)
         self._cap_px = settings.cap_px
         files = ThreadPoolExecutor(2, "files")
-        self._generator = Generator(self._engine, open_assets(settings), files, settings, adapters)
+        self._generator = Generator(self._engine, open_assets(settings), files, settings, adapters, controlnets)
         identity = await asyncio.to_thread(identity_of, folder, str(placement))
         self._membership.ready(replace(state, engine=identity), self._measured)
 
@@ -88,5 +90,4 @@ class Denoiser:
             raise RuntimeError(f"the engine has not moved for {silent_s:.0f} s")
 
     def _measured(self, state: ReplicaState) -> ReplicaState:
-        state = self._generator.adapters.report(self._engine.report(state, self._cap_px))
-        return replace(state, gpu=self._gpu.state() if self._gpu else None)
+        return replace(self._generator.report(state, self._cap_px), gpu=self._gpu.state() if self._gpu else None)

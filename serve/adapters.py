@@ -11,6 +11,7 @@ from typing import NoReturn
 
 from serve.adapter_settings import AdapterSettings
 from serve.architecture import Shapes
+from serve.controlnet_settings import ControlNetSettings
 from serve.errors import WeightsError
 from serve.settings import Settings
 from serve.weights import HubId, matrices_of, tensors_in
@@ -99,7 +100,7 @@ def _times(key: str) -> int:
     return 3 if ".qkv." in key or "_qkv." in key else 1
 
 
-def locate(name: str, adapter: AdapterSettings) -> Path:
+def locate(name: str, adapter: AdapterSettings | ControlNetSettings, kind: str = "adapter") -> Path:
     """Raises WeightsError where there is no such file, or more than one."""
     path = Path(adapter.weights).expanduser()
     if path.is_file():
@@ -109,21 +110,22 @@ def locate(name: str, adapter: AdapterSettings) -> Path:
         hub_id = HubId.parse(adapter.weights)
         fetch = f"hf download {hub_id.repo} --revision {hub_id.revision}" if hub_id else None
         raise WeightsError(
-            f"adapter {name!r}: {adapter.weights} is not on this machine",
-            param=f"adapters.{name}.weights",
-            hint=fetch or f"set adapters.{name}.weights to a .safetensors file, a folder that holds one, or a hub id",
+            f"{kind} {name!r}: {adapter.weights} is not on this machine",
+            param=f"{kind}s.{name}.weights",
+            hint=fetch or f"set {kind}s.{name}.weights to a .safetensors file, a folder that holds one, or a hub id",
         )
     files = sorted(file.name for file in folder.glob("*.safetensors"))
     if adapter.file is not None and adapter.file not in files:
-        _not_there(name, folder, f"holds no {adapter.file}", files)
+        _not_there(f"{kind}s.{name}", folder, f"holds no {adapter.file}", files)
     if adapter.file is None and len(files) != 1:
-        _not_there(name, folder, f"holds {len(files)} .safetensors files", files)
+        _not_there(f"{kind}s.{name}", folder, f"holds {len(files)} .safetensors files", files)
     return (folder / (adapter.file or files[0])).resolve()
 
 
-def _not_there(name: str, folder: Path, what: str, files: list[str]) -> NoReturn:
-    there = f"set adapters.{name}.file to one of: {', '.join(files)}" if files else "point at the file itself"
-    raise WeightsError(f"adapter {name!r}: {folder} {what}", param=f"adapters.{name}.file", hint=there)
+def _not_there(setting: str, folder: Path, what: str, files: list[str]) -> NoReturn:
+    there = f"set {setting}.file to one of: {', '.join(files)}" if files else "point at the file itself"
+    kind, _, name = setting.partition("s.")
+    raise WeightsError(f"{kind} {name!r}: {folder} {what}", param=f"{setting}.file", hint=there)
 
 
 def _snapshot(weights: str) -> Path | None:

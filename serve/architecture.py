@@ -38,6 +38,10 @@ class TransformerConfig(_Config):
     n_refiner_layers: int = Field(ge=1)
     siglip_feat_dim: int | None = None
 
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.n_heads
+
     def problem(self) -> str | None:
         if (2, 1) not in zip(self.all_patch_size, self.all_f_patch_size, strict=False):
             return f"all_patch_size {list(self.all_patch_size)} lacks the patch size 2 that {PIPELINE} uses"

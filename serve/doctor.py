@@ -24,6 +24,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from pydantic import ValidationError
 
+from serve import controlnets
 from serve.adapters import check_files
 from serve.errors import ConfigError, WeightsError
 from serve.port import check_port
@@ -107,6 +108,7 @@ def examine_machine(plan: Plan) -> list[Finding]:
         *_gpu(plan),
         *_weights(plan),
         *_adapters(plan),
+        *_controlnets(plan),
         _presets(plan),
         _port(plan),
         _data(plan),
@@ -227,6 +229,17 @@ def _adapters_of(settings: Settings) -> Iterator[Finding]:
         yield Finding("adapters", "fail", error.message, error.hint)
     if settings.adapters and not problems:
         yield Finding("adapters", "ok", f"{', '.join(settings.adapters)}: whole, and for this model")
+
+
+def _controlnets(plan: Plan) -> Iterator[Finding]:
+    try:
+        problems = controlnets.check_files(plan.settings, resolve(plan.settings))
+    except WeightsError:  # of the model: told already
+        return
+    for error in problems:
+        yield Finding("controlnets", "fail", error.message, error.hint)
+    if plan.settings.controlnets and not problems:
+        yield Finding("controlnets", "ok", f"{', '.join(plan.settings.controlnets)}: whole, and for this model")
 
 
 def _presets(plan: Plan) -> Finding:

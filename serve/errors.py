@@ -73,6 +73,10 @@ class TooLargeForMemory(InvalidRequest):
         )
 
 
+class ControlNetNotFound(InvalidRequest):
+    code = "controlnet_not_found"
+
+
 class PromptTooLong(InvalidRequest):
     code = "prompt_too_long"
 

@@ -20,7 +20,7 @@ from serve.api.generation import ImageBody, parse
 from serve.api.order import fields_without_effect, request_of
 from serve.assets.store import AssetStore
 from serve.errors import InvalidRequest, ZImageError
-from serve.inputs import Source, source
+from serve.inputs import Brought, Source, source
 from serve.messages import Canceled, Expired, Failed, ImageFormat, ImageRequest, Progress, Submission, Succeeded
 from serve.presets.catalog import Catalog
 from serve.presets.catalog import parse as parse_presets
@@ -59,7 +59,7 @@ class Wish:
         body, _ = parse(ImageBody, self._fields())
         choice = Choice.of(self._catalog(settings), None, self.preset, self.style)
         prompt, begun = choice.wrap(self.prompt), self._source(settings)
-        request = request_of(body, choice, prompt, settings, FORMATS[self.output.suffix.lower()], begun)
+        request = request_of(body, choice, prompt, settings, FORMATS[self.output.suffix.lower()], Brought(begun))
         choice.check_words(self.prompt)
         return Asked(request, choice, prompt, begun, tuple(fields_without_effect(body, choice, request)))
 
@@ -128,12 +128,13 @@ def generate(wish: Wish, settings: Settings) -> None:
         tempfile.TemporaryDirectory(prefix="zimage-") as scratch,
         console.status(f"loading {settings.model}") as status,
     ):
-        alone = {
+        alone: dict[str, object] = {
             "data": Path(scratch),
             "database": None,
             "assets": AssetSettings(),
             "warmup_sizes_px": (),
             "presets": None,
+            "models": {},
         }
         local = settings.model_copy(update=alone)
         data, seconds = asyncio.run(_draw(asked, local, status))

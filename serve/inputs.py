@@ -22,7 +22,7 @@ FORMATS = ("PNG", "JPEG", "WEBP")
 NAME = re.compile("[0-9a-f]{64}")
 LATENT_PX = 8  # a mask is looked at in every so many-th pixel
 
-Param = Literal["image", "mask"]
+Param = Literal["image", "mask", "control_image"]
 Pixels = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 
 _BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
@@ -63,6 +63,34 @@ class Source:
                 f"{LATENT_PX} pixels do not count",
             )
         return _input(picture), _input(mask)
+
+
+@dataclass(frozen=True, slots=True)
+class Brought:
+    """The decoded pictures of a request: what it begins with, and what a ControlNet is to follow, RGB and upright."""
+
+    source: Source | None = None
+    control: Image.Image | None = None
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Width and height of the picture to begin with, else of the control picture."""
+        if self.source is not None:
+            return self.source.size
+        return None if self.control is None else self.control.size
+
+
+NOTHING = Brought()
+
+
+def fitted(control: Image.Image, width: int, height: int) -> Input:
+    """A control picture, resized as diffusers' VaeImageProcessor does, which keeps no ratio."""
+    return _input(control.resize((width, height), Image.Resampling.LANCZOS))
+
+
+def control(image: bytes, limits: LimitSettings) -> Image.Image:
+    """Decoded, which takes a while; what is transparent lies on white. Raises InvalidRequest."""
+    return _opaque(_decoded(image, "control_image", limits))
 
 
 def source(image: bytes, mask: bytes | None, limits: LimitSettings, *, alpha_is_mask: bool = False) -> Source:

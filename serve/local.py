@@ -15,7 +15,7 @@ from serve.engine.embeddings import RememberingEncoder
 from serve.engine.engine import Engine
 from serve.engine.generator import Generator
 from serve.engine.identity import identity_of
-from serve.engine.open import Placement, open_adapters, open_engine, open_text_encoder
+from serve.engine.open import Placement, open_adapters, open_controlnets, open_engine, open_text_encoder
 from serve.engine.text import Embedding
 from serve.jobs.backends import Backends
 from serve.jobs.dispatcher import Dispatcher
@@ -93,11 +93,13 @@ async def _open_model(settings: Settings, folder: Path, assets: AssetStore) -> A
         device = str(Placement.choose(settings))
         identity = await asyncio.to_thread(identity_of, folder, device)
         await backend.generator.adapters.preload()
+        await backend.generator.controlnets.preload()
         try:
             yield LocalModel(settings, backend, identity, device)
         finally:
             await asyncio.to_thread(engine.stop)
             backend.generator.adapters.close()
+            backend.generator.controlnets.close()
 
 
 def _load(
@@ -105,9 +107,10 @@ def _load(
 ) -> tuple[LocalBackend, Engine]:
     placement = Placement.choose(settings)
     adapters = open_adapters(settings, folder, placement)
-    engine = open_engine(settings, folder, placement, set_aside=adapters.most_bytes)
+    controlnets = open_controlnets(settings, folder, placement)
+    engine = open_engine(settings, folder, placement, set_aside=adapters.most_bytes + controlnets.most_bytes)
     adapters.recorder = engine.recorder
-    generator = Generator(engine, assets, files, settings, adapters)
+    generator = Generator(engine, assets, files, settings, adapters, controlnets)
     return LocalBackend(open_text_encoder(settings, folder, placement), generator, texts), engine
 
 
@@ -153,4 +156,4 @@ class LocalModel:
             engine=self.identity,
             slots=self.settings.scheduler.window,
         )
-        service.heartbeat(generator.adapters.report(generator.engine.report(denoiser, self.settings.cap_px)))
+        service.heartbeat(generator.report(denoiser, self.settings.cap_px))

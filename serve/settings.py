@@ -21,6 +21,7 @@ from pydantic import (
 
 from serve.access_settings import AccessSettings
 from serve.adapter_settings import Adapter, AdapterName
+from serve.controlnet_settings import ControlNet, ControlNetName
 
 EMBEDDED = "embedded"
 SECRET_VARIABLE = "ZIMAGE_SECRET_KEY"
@@ -211,6 +212,12 @@ class ModelSettings(_Section):
     adapter_bytes: ByteSize = Field(
         ByteSize(2 << 30), ge=1 << 20, description="of adapters kept in a Denoiser's memory, least recently used go"
     )
+    controlnets: dict[ControlNetName, ControlNet] = Field(
+        {}, description="ControlNets by name: a file, a folder or a hub id, or {weights, file, scale, preload}"
+    )
+    controlnet_bytes: ByteSize = Field(
+        ByteSize(8 << 30), ge=1 << 20, description="of ControlNets kept in a Denoiser's memory, least recently used go"
+    )
     queue: QueueSettings = QueueSettings()
     scheduler: SchedulerSettings = SchedulerSettings()
     limits: LimitSettings = LimitSettings()
@@ -236,9 +243,9 @@ class ModelSettings(_Section):
     def differing_from(self, other: ModelSettings) -> dict[str, Any]:
         """The fields that are given here, sections filled up with those of the `other` one.
 
-        Its names are its own, and so are adapters, which belong to weights.
+        Its names are its own, and so are adapters and ControlNets, which belong to weights.
         """
-        fields: dict[str, Any] = {"model_aliases": (), "adapters": {}}
+        fields: dict[str, Any] = {"model_aliases": (), "adapters": {}, "controlnets": {}}
         for name in self.model_fields_set:
             value = getattr(self, name)
             if isinstance(value, _Section):

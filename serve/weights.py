@@ -107,6 +107,20 @@ def matrices_of(folder: Path) -> dict[str, list[int]]:
     }
 
 
+def transformer_of(folder: Path) -> TransformerConfig:
+    """Raises WeightsError."""
+    return _ModelFolder(folder).config("transformer", TransformerConfig)
+
+
+def has_zeros_only(path: Path, key: str) -> bool:
+    """Whether this tensor of a verified safetensors file is nothing but zeros."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        start, end = json.loads(file.read(length))[key]["data_offsets"]
+        file.seek(8 + length + start)
+        return not any(file.read(end - start))
+
+
 def bytes_of(folder: Path) -> int:
     """Size on disk of the five components."""
     return sum(file.stat().st_size for part in CLASSES for file in (folder / part).rglob("*") if file.is_file())

@@ -13,6 +13,8 @@ from fastapi import Request
 from serve.errors import BodyTooLarge, InvalidRequest
 from serve.settings import LimitSettings
 
+FILES = 3  # a picture, its mask, and what a ControlNet follows
+
 _HINT = "send one JSON object, encoded in UTF-8"
 _PICTURE_HINT = "this is a picture alone: send JSON that holds it in base64, beside a prompt"
 _PICTURES = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF")
@@ -34,7 +36,7 @@ async def read_object_if_any(request: Request, limits: LimitSettings, pictures: 
 
 def _most(limits: LimitSettings, pictures: Collection[str]) -> int:
     """Base64 takes four bytes for three."""
-    return limits.body_bytes + (2 * (limits.image_bytes + 2) * 4 // 3 if pictures else 0)
+    return limits.body_bytes + (FILES * (limits.image_bytes + 2) * 4 // 3 if pictures else 0)
 
 
 async def _object(data: bytes, limits: LimitSettings, pictures: Collection[str]) -> dict[str, Any]:

@@ -206,7 +206,7 @@ PRESETS: dict[str, Any] = {
     "responses": {
         200: _json("presets, styles and model aliases, and the version at work"),
         304: {"description": "unchanged, by `If-None-Match`"},
-        **errors(401, 403, 500, 503),
+        **errors(401, 403, 404, 500, 503),
     },
 }
 PRESET_PICTURE: dict[str, Any] = {

@@ -23,7 +23,7 @@ EDIT: dict[str, Any] = {
         "requestBody": {
             "required": True,
             "content": {
-                "multipart/form-data": _edit("ImageEditForm", image=_FILE, mask=_FILE),
+                "multipart/form-data": _edit("ImageEditForm", image=_FILE, mask=_FILE, control_image=_FILE),
                 "application/json": _edit("ImageEdit"),
             },
         }
@@ -58,7 +58,7 @@ HUGGING_FACE: dict[str, Any] = {
     "responses": {200: images("the picture"), **errors(400, 401, 403, 404, 408, 413, 429, 500, 503, 507)},
 }
 INPUT_PICTURE: dict[str, Any] = {
-    "summary": "A picture that one of your jobs began with",
+    "summary": "A picture that one of your jobs was drawn from",
     "responses": {
         200: {"description": "the picture, in the size that was drawn", "content": {"image/png": {"schema": _FILE}}},
         304: {"description": "unchanged, by `If-None-Match`"},

@@ -21,7 +21,7 @@ from serve.errors import InvalidRequest
 
 router = APIRouter(prefix="/v1", tags=["OpenAI"])
 
-_FILES = {"image": "image", "image[]": "image", "mask": "mask"}
+_FILES = {"image": "image", "image[]": "image", "mask": "mask", "control_image": "control_image"}
 
 
 @router.post("/images/edits", **EDIT)
@@ -32,10 +32,10 @@ async def edit(request: Request, door: TheDoor) -> Response:
     else:
         fields = flat(await read_object(request, limits, (*PICTURES, "images")))
     body, unknown = parse(EditBody, fields)
-    given = Given(files.get("image", body.image), files.get("mask", body.mask))
+    given = Given(*(files.get(name, getattr(body, name)) for name in PICTURES))
     if given.image is None:
         raise InvalidRequest("image is required", param="image", hint="send the picture to begin with")
-    async with opened(door, given, alpha_is_mask=True) as source:
-        order = resolve(door, body, unknown, preferred_image(request.headers.get("accept", "")), source)
-        order = replace(order, submission=await kept(door, order.submission, source), events="image_edit")
+    async with opened(door, given, alpha_is_mask=True) as brought:
+        order = resolve(door, body, unknown, preferred_image(request.headers.get("accept", "")), brought)
+        order = replace(order, submission=await kept(door, order.submission, brought), events="image_edit")
     return await answer(request, door, order)

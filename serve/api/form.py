@@ -15,7 +15,7 @@ from serve.api.body import within
 from serve.errors import InvalidRequest
 from serve.settings import LimitSettings
 
-MAX_FIELDS, MAX_FILES = 100, 2  # a picture and its mask
+MAX_FIELDS, MAX_FILES = 100, 3  # a picture, its mask, and what a ControlNet follows
 _SCALARS = {"integer": re.compile(r"-?[0-9]{1,18}"), "number": re.compile(r"-?[0-9]{1,18}(\.[0-9]{1,18})?")}
 _HINT = "send multipart/form-data as curl's -F and OpenAI's clients make it"
 
@@ -72,7 +72,9 @@ async def _sorted(
         elif name in files.values():
             found[name] = await value.read()
         else:
-            raise InvalidRequest(f"{name[:64]} is a file", param=name[:64], hint="files are image and mask")
+            raise InvalidRequest(
+                f"{name[:64]} is a file", param=name[:64], hint="files are image, mask and control_image"
+            )
     return fields, found
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from serve.adapter_settings import MAX_SCALE
+from serve.controlnet_settings import MAX_CONTROL_SCALE
 from serve.errors import InvalidRequest
 from serve.messages import ImageFormat, Priority
 
@@ -17,7 +18,7 @@ DAY_MS = 86_400_000
 Quality = Literal["low", "medium", "high", "xhigh", "max"]
 
 
-PICTURES = ("image", "mask")  # fields that may hold files
+PICTURES = ("image", "mask", "control_image")  # fields that may hold files
 
 
 class Body(BaseModel):
@@ -93,6 +94,13 @@ class ImageBody(Body):
     adapter: str | None = Field(None, description="an adapter (LoRA) of the model's in GET /v1/models")
     adapter_scale: Annotated[float, Field(ge=-MAX_SCALE, le=MAX_SCALE, allow_inf_nan=False)] | None = Field(
         None, description="strength of the adapter, -4 to 4; left out: the adapter's own, usually 1"
+    )
+    controlnet: str | None = Field(None, description="a ControlNet of the model's in GET /v1/models")
+    control_image: str | None = Field(
+        None, description="what the controlnet follows: a data URL, base64, or asset:ID of one of your pictures"
+    )
+    controlnet_conditioning_scale: Annotated[float, Field(ge=0, le=MAX_CONTROL_SCALE, allow_inf_nan=False)] | None = (
+        Field(None, description="strength of the controlnet, 0 to 2; left out: the controlnet's own, usually 0.75")
     )
     preset: str | None = Field(None, description="a preset of GET /v1/presets: fills up what is left out")
     style_preset: str | None = Field(None, description="a style of GET /v1/presets: words around the prompt")

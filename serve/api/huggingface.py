@@ -57,9 +57,9 @@ async def _drawn(
     accepted = preferred_image(request.headers.get("accept", "")) or RawBytes(None)
     beside = [name for name in content if name not in _OWN]
     beside += [name for name in without if name in _parameters(content)]
-    async with opened(door, Given.of(body)) as source:
-        order = resolve(door, body, unknown + beside, accepted, source)
-        order = replace(order, submission=await kept(door, order.submission, source))
+    async with opened(door, Given.of(body)) as brought:
+        order = resolve(door, body, unknown + beside, accepted, brought)
+        order = replace(order, submission=await kept(door, order.submission, brought))
     await door.check_room(order.request.model)
     done = await unless_gone(request.receive, finished(door, order))
     return await raw_answer(door, order, done)

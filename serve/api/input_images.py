@@ -12,12 +12,15 @@ import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 from serve.api.deps import Door
 from serve.api.generation import ImageBody
 from serve.errors import InvalidRequest, NotFound
-from serve.inputs import NAME, Param, Source, source
-from serve.messages import JobQuery, Submission
+from serve.inputs import NAME, NOTHING, Brought, Input, Param, control, fitted, source
+from serve.messages import ImageRequest, JobQuery, Submission
+from serve.settings import LimitSettings
 
 ASSET, INPUT = "asset:", "input:"
 
@@ -31,37 +34,56 @@ class Given:
 
     image: bytes | str | None
     mask: bytes | str | None
+    control_image: bytes | str | None = None
 
     @classmethod
     def of(cls, body: ImageBody) -> Given:
-        return cls(body.image, body.mask)
+        return cls(body.image, body.mask, body.control_image)
 
 
 @asynccontextmanager
-async def opened(door: Door, given: Given, *, alpha_is_mask: bool = False) -> AsyncIterator[Source | None]:
+async def opened(door: Door, given: Given, *, alpha_is_mask: bool = False) -> AsyncIterator[Brought]:
     """Decoded, for as long as the block lasts. Raises InvalidRequest, or NotFound for what is not the caller's."""
-    if given.image is None:
-        if given.mask is not None:
-            raise InvalidRequest("mask is sent without image", param="mask", hint="send the picture that it belongs to")
-        yield None
+    if given.image is None and given.mask is not None:
+        raise InvalidRequest("mask is sent without image", param="mask", hint="send the picture that it belongs to")
+    image = await _file_if_any(door, "image", given.image)
+    mask = await _file_if_any(door, "mask", given.mask)
+    lines = await _file_if_any(door, "control_image", given.control_image)
+    if image is None and lines is None:
+        yield NOTHING
         return
-    image = await _file(door, "image", given.image)
-    mask = None if given.mask is None else await _file(door, "mask", given.mask)
+    decode = partial(_brought, image, mask, lines, door.settings.limits, alpha_is_mask=alpha_is_mask)
     async with door.decoding:
-        yield await asyncio.to_thread(source, image, mask, door.settings.limits, alpha_is_mask=alpha_is_mask)
+        yield await asyncio.to_thread(decode)
 
 
-async def kept(door: Door, submission: Submission, opened: Source | None) -> Submission:
+async def kept(door: Door, submission: Submission, brought: Brought) -> Submission:
     """With its input pictures stored, in the size that is drawn. Raises InvalidRequest, StoreFull."""
-    if opened is None:
-        return submission
-    request = submission.request
-    image, mask = await asyncio.to_thread(opened.fitted, request.width, request.height)
-    for one in (image, mask):
-        if one is not None:
-            await door.assets.write_input(one.name, one.data)
-    named = replace(request, image=image.name, mask=None if mask is None else mask.name)
-    return replace(submission, request=named)
+    inputs = await asyncio.to_thread(_fitted, brought, submission.request)
+    for one in inputs.values():
+        await door.assets.write_input(one.name, one.data)
+    named: dict[str, Any] = {field: one.name for field, one in inputs.items()}
+    return replace(submission, request=replace(submission.request, **named))
+
+
+def _brought(
+    image: bytes | None, mask: bytes | None, lines: bytes | None, limits: LimitSettings, *, alpha_is_mask: bool
+) -> Brought:
+    return Brought(
+        source=None if image is None else source(image, mask, limits, alpha_is_mask=alpha_is_mask),
+        control=None if lines is None else control(lines, limits),
+    )
+
+
+def _fitted(brought: Brought, request: ImageRequest) -> dict[str, Input]:
+    """By the request's field of their names."""
+    found: dict[str, Input] = {}
+    if brought.source is not None:
+        image, mask = brought.source.fitted(request.width, request.height)
+        found = {"image": image} if mask is None else {"image": image, "mask": mask}
+    if brought.control is not None:
+        found["control_image"] = fitted(brought.control, request.width, request.height)
+    return found
 
 
 async def own_input(door: Door, name: str, param: str) -> bytes:
@@ -72,6 +94,10 @@ async def own_input(door: Door, name: str, param: str) -> bytes:
             return data
     hint = "it goes with the last picture of its job; send the picture again"
     raise NotFound(f"no input picture {name[:64]!r}", param=param, hint=hint)
+
+
+async def _file_if_any(door: Door, param: Param, given: bytes | str | None) -> bytes | None:
+    return None if given is None else await _file(door, param, given)
 
 
 async def _file(door: Door, param: Param, given: bytes | str) -> bytes:

@@ -13,7 +13,7 @@ from serve.api.generation import ImageBody
 from serve.api.how import FIELDS
 from serve.api.input_images import INPUT
 from serve.api.order import FILLED_UP, Resolved, resolve_image
-from serve.inputs import Source
+from serve.inputs import NOTHING, Brought
 from serve.messages import ImageRequest, JobView, Submission
 
 _ASKS_ANEW = {"prompt", "preset", "style_preset"}
@@ -31,12 +31,12 @@ class JobBody(ImageBody):
 
 
 def resolve_job(
-    door: Door, body: JobBody, unknown: list[str], parent_id: str | None, source: Source | None = None
+    door: Door, body: JobBody, unknown: list[str], parent_id: str | None, brought: Brought = NOTHING
 ) -> tuple[Submission, Resolved]:
     """Raises InvalidRequest and its kinds."""
     if body.webhook_url is not None:
         door.webhook_guard.check(body.webhook_url)
-    resolved = resolve_image(door, body, unknown, body.output_format or "png", source)
+    resolved = resolve_image(door, body, unknown, body.output_format or "png", brought)
     submission = Submission(
         job_id=str(ULID()),
         request=resolved.request,
@@ -100,10 +100,13 @@ def how_drawn(request: ImageRequest) -> dict[str, Any]:
 
 
 def began_with(request: ImageRequest) -> dict[str, Any]:
-    """The pictures that it began with, as they can be sent again."""
-    named = {"image": request.image, "mask": request.mask}
+    """The pictures that it was drawn from, as they can be sent again."""
+    named = {"image": request.image, "mask": request.mask, "control_image": request.control_image}
     sent = {param: None if name is None else f"{INPUT}{name}" for param, name in named.items()}
-    return {**sent, "strength": request.strength}
+    if request.controlnet is None:  # of use to few
+        return {**_without(sent, ("control_image",)), "strength": request.strength}
+    told = {"controlnet": request.controlnet, "controlnet_conditioning_scale": request.controlnet_conditioning_scale}
+    return {**sent, "strength": request.strength, **told}
 
 
 def rerun_body(parent: JobView, overrides: dict[str, Any]) -> dict[str, Any]:
@@ -114,6 +117,8 @@ def rerun_body(parent: JobView, overrides: dict[str, Any]) -> dict[str, Any]:
     body = as_body(parent)
     if "image" in overrides:  # another one, or none: what belonged to the old one goes with it
         body = _without(body, ("mask", "strength"))
+    if overrides.get("controlnet", "") is None:  # none any more
+        body = _without(body, ("control_image", "controlnet_conditioning_scale"))
     if overrides.keys() & _ASKS_ANEW:
         body = _as_asked(parent, body, overrides)
     if overrides.get("quality") is not None:

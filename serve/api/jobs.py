@@ -116,9 +116,9 @@ async def get_queue(request: Request, door: TheDoor) -> dict[str, Any]:
 
 async def _create(request: Request, door: Door, body: dict[str, Any], parent_id: str | None = None) -> Response:
     asked, unknown = parse(JobBody, body)
-    async with opened(door, Given.of(asked)) as source:
-        submission, resolved = resolve_job(door, asked, unknown, parent_id, source)
-        submission = await kept(door, submission, source)
+    async with opened(door, Given.of(asked)) as brought:
+        submission, resolved = resolve_job(door, asked, unknown, parent_id, brought)
+        submission = await kept(door, submission, brought)
     submission = keyed(submission, request.headers, asked.seed)
     await door.check_room(submission.request.model)
     job_id = await submitted(door.service, submission)

@@ -17,6 +17,7 @@ from fastapi.responses import Response
 from serve.api import answers, checks
 from serve.api.accept import preferred_image
 from serve.api.body import read_object
+from serve.api.control import controlnets_json
 from serve.api.deps import Door, TheDoor
 from serve.api.disconnect import detach, unless_gone
 from serve.api.docs import GENERATION, MODEL, MODELS
@@ -41,9 +42,9 @@ _log = structlog.get_logger(__name__)
 @router.post("/images/generations", **GENERATION)
 async def generate(request: Request, door: TheDoor) -> Response:
     body, unknown = parse(GenerationBody, await read_object(request, door.settings.limits, PICTURES))
-    async with opened(door, Given.of(body)) as source:
-        order = resolve(door, body, unknown, preferred_image(request.headers.get("accept", "")), source)
-        order = replace(order, submission=await kept(door, order.submission, source))
+    async with opened(door, Given.of(body)) as brought:
+        order = resolve(door, body, unknown, preferred_image(request.headers.get("accept", "")), brought)
+        order = replace(order, submission=await kept(door, order.submission, brought))
     return await answer(request, door, order)
 
 
@@ -78,6 +79,7 @@ def _model(door: Door, name: str, root: str) -> dict[str, Any]:
     about = {"id": name, "object": "model", "created": door.opened_at, "owned_by": "zimage-serve", "root": root}
     if name == root:
         about["adapters"] = adapters_json(settings)
+        about["controlnets"] = controlnets_json(settings)
     takes = {"input_modalities": ["text", "image"], "output_modalities": ["image"], "image_input": _takes(door)}
     return about | takes | limits_json(settings)
 

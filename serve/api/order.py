@@ -8,11 +8,13 @@ from ulid import ULID
 
 from serve.api import checks
 from serve.api.accept import RawBytes
+from serve.api.control import control
+from serve.api.control import without_effect as without_control
 from serve.api.deps import Door
 from serve.api.generation import GenerationBody, ImageBody, Quality
 from serve.api.how import FIELDS, how, without_effect
 from serve.errors import InvalidRequest
-from serve.inputs import Source
+from serve.inputs import NOTHING, Brought, Source
 from serve.messages import ImageFormat, ImageRequest, PresetUse, Submission
 from serve.presets.choice import Choice, Wrapped
 from serve.settings import Settings
@@ -69,14 +71,14 @@ class Order:
 
 
 def resolve(
-    door: Door, body: GenerationBody, unknown: list[str], raw: RawBytes | None, source: Source | None = None
+    door: Door, body: GenerationBody, unknown: list[str], raw: RawBytes | None, brought: Brought = NOTHING
 ) -> Order:
     """Raises InvalidRequest and its kinds."""
     if body.stream:
         raw = None
     _check_one_picture(body, raw)
     unused = ["partial_images"] if body.partial_images and not body.stream else []
-    resolved = resolve_image(door, body, [*unused, *unknown], _format(body, raw), source)
+    resolved = resolve_image(door, body, [*unused, *unknown], _format(body, raw), brought)
     submission = Submission(
         job_id=str(ULID()),
         request=resolved.request,
@@ -105,11 +107,11 @@ def resolve(
 
 
 def resolve_image(
-    door: Door, body: ImageBody, ignored: list[str], output_format: ImageFormat, source: Source | None = None
+    door: Door, body: ImageBody, ignored: list[str], output_format: ImageFormat, brought: Brought = NOTHING
 ) -> Resolved:
     """What all ways to ask for pictures share; `ignored` are names that have no effect here.
 
-    `source` is the picture to begin with, which is not stored yet and has no name in the request.
+    Pictures that were `brought` are not stored yet, and have no names in the request.
     Raises InvalidRequest and its kinds, and Forbidden.
     """
     door.caller.check_preset(body.preset)
@@ -121,7 +123,7 @@ def resolve_image(
     offer = door.offer(model)
     choice = Choice.of(catalog.of(model), catalog.aliases.get(body.model or ""), body.preset, body.style_preset)
     wrapped = choice.wrap(body.prompt)
-    request = request_of(body, choice, wrapped, offer.settings, output_format, source)
+    request = request_of(body, choice, wrapped, offer.settings, output_format, brought)
     checks.not_blank("prompt", body.prompt)
     choice.check_words(body.prompt)
     limits, prompts = offer.settings.limits, offer.prompts
@@ -153,14 +155,14 @@ def request_of(
     prompt: Wrapped,
     settings: Settings,
     output_format: ImageFormat,
-    source: Source | None,
+    brought: Brought,
 ) -> ImageRequest:
     """Explicit fields, else the preset's, else the model's, whose settings these are."""
     n = _count(body, settings)
-    if source is None or body.size not in (None, "auto") or choice.locks_size:
+    if brought.size is None or body.size not in (None, "auto") or choice.locks_size:
         width, height = checks.size(choice.size(body.size), settings)
     else:
-        width, height = checks.own_size(source.size, settings)
+        width, height = checks.own_size(brought.size, settings)
     guidance = choice.guidance(body.guidance_scale, settings.default_guidance)
     quality = None if choice.ignores(named := _NAMED.get(body.quality)) else named
     steps = checks.steps(choice.steps(body.num_inference_steps, quality), quality, settings)
@@ -179,8 +181,9 @@ def request_of(
         output_format=output_format,
         output_compression=None if output_format == "png" else body.output_compression,
         deterministic=bool(body.deterministic),
-        strength=None if source is None else _strength(body, source),
+        strength=None if brought.source is None else _strength(body, brought.source),
         **how(body, choice, settings, guidance),
+        **control(body, brought, settings),
     )
 
 
@@ -229,5 +232,6 @@ def fields_without_effect(body: ImageBody, choice: Choice, request: ImageRequest
         "quality": choice.ignores(_NAMED.get(body.quality)),
         "strength": body.strength is not None and request.strength is None,
         **without_effect(body, request),
+        **without_control(body, request),
     }
     return [name for name, ignored in unused.items() if ignored]

@@ -48,6 +48,8 @@ def parameters(request: ImageRequest, image: int) -> str:
         settings["Denoising strength"] = f"{request.strength:g}"
     if request.adapter is not None:
         settings["Adapter"] = f"{request.adapter}:{request.adapter_scale:g}"
+    if request.controlnet is not None:
+        settings["ControlNet"] = f"{request.controlnet}:{request.controlnet_conditioning_scale:g}"
     lines = [request.prompt]
     if request.negative_prompt:
         lines.append(f"Negative prompt: {request.negative_prompt}")

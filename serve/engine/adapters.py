@@ -1,4 +1,7 @@
-"""Adapters in a replica's memory: loaded beside the step loop, lent to pictures, the least recently used go first."""
+"""Adapters in a replica's memory: loaded beside the step loop, lent to pictures, the least recently used go first.
+
+ControlNets are kept in the same way, within bytes of their own.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,15 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any, Generic, Protocol, TypeVar
 
 import structlog
 import torch
 
 from serve.adapters import AdapterFile
+from serve.controlnets import ControlNetFile
+from serve.engine.controlnet import ControlNet
+from serve.engine.controlnet import load as open_controlnet
 from serve.engine.lora import Adapter, load
 from serve.errors import ConfigError, InvalidRequest, OutOfMemory
 from serve.messages import ReplicaState
@@ -23,26 +30,51 @@ from serve.metrics.tally import Recorder
 log = structlog.get_logger()
 
 
+class _OnDisk(Protocol):
+    @property
+    def name(self) -> str: ...
+    @property
+    def digest(self) -> str: ...
+    @property
+    def parameters(self) -> int: ...
+    @property
+    def preload(self) -> bool: ...
+
+
+class _InMemory(Protocol):
+    retired: bool
+
+    @property
+    def nbytes(self) -> int: ...
+
+
+File = TypeVar("File", bound=_OnDisk)
+Loaded = TypeVar("Loaded", bound=_InMemory)
+
+
 @dataclass(slots=True)
-class _Held:
-    adapter: Adapter
+class _Held(Generic[Loaded]):
+    adapter: Loaded
     lent: int = 0
 
 
 @dataclass(slots=True)
-class Adapters:
+class Adapters(Generic[File, Loaded]):
     """Of one event loop. `load` runs in a thread of its own; `item_bytes` is the size of a number on the device.
 
-    `recorder` counts what happens to them, under the name of the `model` that they belong to.
+    `recorder` counts what happens to adapters, under the name of the `model` that they belong to.
+
+    `kind` is what they are called: "adapter" or "controlnet".
     """
 
-    files: Mapping[str, AdapterFile] = field(default_factory=dict)
-    load: Callable[[AdapterFile], Adapter] = lambda file: load(file, torch.device("cpu"), torch.float32)
+    files: Mapping[str, File]
+    load: Callable[[File], Loaded]
     budget: int = 0
     item_bytes: int = 4
+    kind: str = "adapter"
     model: str = ""
     recorder: Recorder = field(default_factory=Recorder)
-    _held: OrderedDict[str, _Held] = field(default_factory=OrderedDict)
+    _held: OrderedDict[str, _Held[Loaded]] = field(default_factory=OrderedDict)
     _loading: dict[str, asyncio.Task[None]] = field(default_factory=dict)
     _reserved: int = 0
     _returned: asyncio.Condition = field(default_factory=asyncio.Condition)
@@ -52,9 +84,9 @@ class Adapters:
         for file in self.files.values():
             if self._bytes(file) > self.budget:
                 raise ConfigError(
-                    f"adapter {file.name!r} takes {self._bytes(file):,} bytes, adapter_bytes is {self.budget:,}",
-                    param="adapter_bytes",
-                    hint=f"raise adapter_bytes, or remove adapters.{file.name}",
+                    f"{self.kind} {file.name!r} takes {self._bytes(file):,} bytes, {self._setting} is {self.budget:,}",
+                    param=self._setting,
+                    hint=f"raise {self._setting}, or remove {self.kind}s.{file.name}",
                 )
 
     @property
@@ -69,8 +101,9 @@ class Adapters:
     def report(self, state: ReplicaState) -> ReplicaState:
         """What a heartbeat says of them."""
         digests = {file.name: file.digest for file in self.files.values()}
-        held_bytes = self.nbytes if self.files else None
-        return replace(state, adapters=digests, adapters_held=tuple(self._held), adapter_bytes=held_bytes)
+        said: dict[str, Any] = {f"{self.kind}s": digests, f"{self.kind}s_held": tuple(self._held)}
+        said[f"{self.kind}_bytes"] = self.nbytes if self.files else None
+        return replace(state, **said)
 
     async def preload(self) -> None:
         self._declare()
@@ -80,7 +113,7 @@ class Adapters:
                     pass
 
     @asynccontextmanager
-    async def lent(self, name: str) -> AsyncIterator[Adapter]:
+    async def lent(self, name: str) -> AsyncIterator[Loaded]:
         """It stays in memory until the block is left. Waits while it is loaded, and for room while others are in use.
 
         Raises InvalidRequest for a name that this replica does not know, and WeightsError.
@@ -104,7 +137,7 @@ class Adapters:
         file = self.files.get(name)
         if file is None:
             there = ", ".join(self.files) or "none"
-            raise InvalidRequest(f"no adapter {name!r}", param="adapter", hint=f"there are: {there}")
+            raise InvalidRequest(f"no {self.kind} {name!r}", param=self.kind, hint=f"there are: {there}")
         if name not in self._loading:
             self._loading[name] = asyncio.ensure_future(self._load(file))
             self._loading[name].add_done_callback(partial(self._ended, name))
@@ -113,10 +146,10 @@ class Adapters:
     def _ended(self, name: str, loading: asyncio.Task[None]) -> None:
         del self._loading[name]
         if not loading.cancelled() and (error := loading.exception()) is not None:  # perhaps nobody waits any more
-            self.recorder.count("zimage_adapter_load_failures_total", self.model, name)
-            log.error("an adapter was not loaded", adapter=name, error=str(error))
+            self._count("zimage_adapter_load_failures_total", name)
+            log.error(f"one {self.kind} was not loaded", **{self.kind: name}, error=str(error))
 
-    async def _load(self, file: AdapterFile) -> None:
+    async def _load(self, file: File) -> None:
         needed = self._bytes(file)
         async with self._returned:
             await self._returned.wait_for(lambda: self._make_room(needed))
@@ -127,12 +160,14 @@ class Adapters:
             adapter = await loop.run_in_executor(self._thread, self.load, file)
             seconds = loop.time() - began
             self._held[file.name] = _Held(adapter)
-            self.recorder.count("zimage_adapter_loads_total", self.model, file.name)
-            self.recorder.observe("zimage_adapter_load_duration_seconds", seconds)
-            log.info("adapter loaded", adapter=file.name, bytes=adapter.nbytes, seconds=round(seconds, 3))
+            self._count("zimage_adapter_loads_total", file.name)
+            if self.kind == "adapter":
+                self.recorder.observe("zimage_adapter_load_duration_seconds", seconds)
+            told = {self.kind: file.name, "bytes": adapter.nbytes, "seconds": round(seconds, 3)}
+            log.info(f"{self.kind} loaded", **told)
         except torch.OutOfMemoryError as error:
-            told = f"there is no memory for adapter {file.name!r} now"
-            raise OutOfMemory(told, hint="ask again later: something else may use the GPU's memory") from error
+            missing = f"there is no memory for {self.kind} {file.name!r} now"
+            raise OutOfMemory(missing, hint="ask again later: something else may use the GPU's memory") from error
         finally:
             self._reserved -= needed
 
@@ -142,7 +177,7 @@ class Adapters:
             if self._taken + needed <= self.budget:
                 break
             self._held.pop(name).adapter.retired = True
-            self.recorder.count("zimage_adapter_evictions_total", self.model, name)
+            self._count("zimage_adapter_evictions_total", name)
         return self._taken + needed <= self.budget
 
     def _declare(self) -> None:
@@ -150,11 +185,28 @@ class Adapters:
         for spec in CATALOG:
             if spec.labels == ADAPTER:
                 for name in self.files:
-                    self.recorder.count(spec.name, self.model, name, by=0)
+                    self._count(spec.name, name, by=0)
+
+    def _count(self, metric: str, name: str, by: float = 1) -> None:
+        """Adapters have metrics, ControlNets have none yet."""
+        if self.kind == "adapter":
+            self.recorder.count(metric, self.model, name, by=by)
 
     @property
     def _taken(self) -> int:
         return self._reserved + self.nbytes
 
-    def _bytes(self, file: AdapterFile) -> int:
+    @property
+    def _setting(self) -> str:
+        return f"{self.kind}_bytes"
+
+    def _bytes(self, file: File) -> int:
         return file.parameters * self.item_bytes
+
+
+def no_adapters() -> Adapters[AdapterFile, Adapter]:
+    return Adapters({}, partial(load, device=torch.device("cpu"), dtype=torch.float32))
+
+
+def no_controlnets() -> Adapters[ControlNetFile, ControlNet]:
+    return Adapters({}, partial(open_controlnet, device=torch.device("cpu"), dtype=torch.float32), kind="controlnet")

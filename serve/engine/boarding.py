@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from serve.engine.controlnet import Controlled
 from serve.engine.decode import Decoder
 from serve.engine.flight import Flight, Generation, OnStep, Outcome
 from serve.engine.forward import Transformer
+from serve.engine.lora import Extension
 from serve.engine.memory import Memory
-from serve.engine.reference import begin
+from serve.engine.reference import begin, with_room
 from serve.engine.schedule import Entry
 
 
@@ -23,7 +25,7 @@ def board(
     """Raises TooLargeForMemory. `now` is the engine's clock."""
     g, shape = generation, generation.shape
     memory.check(shape)
-    if g.reference is not None:
+    if g.encodes:
         memory.check_input(g.width, g.height)
     extension = None if g.adapter is None else transformer.extend(g.adapter, g.adapter_scale)
     schedule = transformer.schedule(g.steps, (g.height // 16) * (g.width // 16), extension)
@@ -44,6 +46,17 @@ def board(
         step=g.skipped,
         kept=begun.kept,
         extension=extension,
+        control=_control(g, transformer, decoder, memory, extension),
     )
     flight.take_only_needed()
     return flight
+
+
+def _control(
+    g: Generation, transformer: Transformer, decoder: Decoder, memory: Memory, extension: Extension | None
+) -> Controlled | None:
+    if g.control is None:
+        return None
+    net, picture = g.control.net, g.control.picture
+    latents = with_room(lambda: decoder.encoder.control(picture), memory.free)
+    return transformer.control(net, latents, g.control.scale, g.steps, extension)

@@ -181,7 +181,7 @@ class Engine:
             command.outcome.error(DeviceLost("the device of this replica is lost"))
             return
         g = command.generation
-        encoding = 0 if g.reference is None else self.memory.encode_bytes(g.width * g.height)
+        encoding = self.memory.encode_bytes(g.width * g.height) if g.encodes else 0
         if encoding and not self.memory.reserve(encoding):
             self._ashore.append(command)
             return
@@ -304,7 +304,7 @@ class Engine:
         step.add(seconds)
         shape = step.shape
         if self._is_warm((shape, len(step.flights), step.turn.parts)):
-            self.times.observe_step(shape.tokens, shape.rows * len(step.flights), step.seconds)
+            self.times.observe_step(shape.tokens, shape.rows * len(step.flights), step.seconds / shape.work)
         self.recorder.observe("zimage_step_duration_seconds", step.seconds, self.model)
         self.recorder.observe("zimage_batch_size", len(step.flights), self.model, "step")
         for one in moved:

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from serve.engine.controlnet import Controlled, ControlNet
 from serve.engine.guidance import Guidance
 from serve.engine.lora import Adapter, Extension
 from serve.engine.pixels import Pixels
@@ -19,6 +20,15 @@ from serve.engine.zimage import Caption, Row, Schedule, pad_length, unpatchify
 from serve.messages import Span
 
 OnStep = Callable[[int, Pixels | None], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """As a request has it: a ControlNet, the picture for it, of the very size that is drawn, and its scale."""
+
+    net: ControlNet
+    picture: Reference
+    scale: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,12 +56,18 @@ class Generation:
     skipped: int = 0
     adapter: Adapter | None = None
     adapter_scale: float = 1.0
+    control: Control | None = None
     cfg_normalization: float = 0.0
     cfg_truncation: float = 1.0
 
     @property
     def steps_taken(self) -> int:
         return self.steps - self.skipped
+
+    @property
+    def encodes(self) -> bool:
+        """Some picture, before its first step."""
+        return self.reference is not None or self.control is not None
 
     @property
     def embeddings(self) -> list[Tensor]:
@@ -62,7 +78,9 @@ class Generation:
     def shape(self) -> Shape:
         """Pictures of one shape may share a step."""
         adapter = None if self.adapter is None else (self.adapter.name, self.adapter_scale)
-        return Shape(self.height, self.width, tuple(pad_length(len(rows)) for rows in self.embeddings), adapter)
+        controlnet = None if self.control is None else (self.control.net.name, self.control.net.work)
+        captions = tuple(pad_length(len(rows)) for rows in self.embeddings)
+        return Shape(self.height, self.width, captions, adapter, controlnet)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +132,7 @@ class Flight:
     step: int
     kept: Kept | None = None
     extension: Extension | None = None
+    control: Controlled | None = None
     retried: int = -1
     started_at: float = 0.0
     denoise_s: float = 0.0
@@ -136,7 +155,7 @@ class Flight:
     def rows(self) -> list[Row]:
         """One for each caption that this step takes: `entry.shape` says how many."""
         g, captions = self.generation, self.captions[: self.entry.shape.rows]
-        here = (self.schedule, self.step, g.height, g.width, self.extension)
+        here = (self.schedule, self.step, g.height, g.width, self.extension, self.control)
         return [Row(self.latents, caption, *here) for caption in captions]
 
     def move(self, velocity: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from serve.engine.controlnet import Controlled, ControlNet
 from serve.engine.flight import Flight
 from serve.engine.lora import Adapter, Extension
 from serve.engine.zimage import Caption, Row, Schedule
@@ -26,6 +27,10 @@ class Transformer(Protocol):
     def caption(self, embeddings: Tensor, extension: Extension | None = None) -> Caption: ...
 
     def schedule(self, steps: int, image_tokens: int, extension: Extension | None = None) -> Schedule: ...
+
+    def control(
+        self, net: ControlNet, latents: Tensor, scale: float, steps: int, extension: Extension | None = None
+    ) -> Controlled: ...
 
     def segments(self, rows: list[Row], parts: int) -> Iterator[Tensor]:
         """One forward over rows of one shape in exactly `parts` of about equal time.

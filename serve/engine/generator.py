@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager, nullcontext
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
+from serve.adapters import AdapterFile
 from serve.assets.metadata import describe, parameters
 from serve.assets.store import AssetStore
+from serve.controlnets import ControlNetFile
 from serve.engine import codec
-from serve.engine.adapters import Adapters
+from serve.engine.adapters import Adapters, no_adapters, no_controlnets
+from serve.engine.controlnet import ControlNet
 from serve.engine.engine import Engine
-from serve.engine.flight import Generation
+from serve.engine.flight import Control, Generation
 from serve.engine.lora import Adapter
 from serve.engine.pixels import Pixels
 from serve.engine.reference import Reference
@@ -23,7 +26,18 @@ from serve.engine.text import Embedding
 from serve.errors import AssetCorrupted
 from serve.inputs import unpacked
 from serve.logs import origin
-from serve.messages import Generated, ImageRequest, Span, Stage, StoredImage, Task, TaskPreview, TaskReport, TaskStepped
+from serve.messages import (
+    Generated,
+    ImageRequest,
+    ReplicaState,
+    Span,
+    Stage,
+    StoredImage,
+    Task,
+    TaskPreview,
+    TaskReport,
+    TaskStepped,
+)
 from serve.settings import Settings
 
 Report = Callable[[TaskReport], None]
@@ -35,7 +49,8 @@ class Generator:
     assets: AssetStore
     files: ThreadPoolExecutor
     settings: Settings
-    adapters: Adapters = field(default_factory=Adapters)
+    adapters: Adapters[AdapterFile, Adapter] = field(default_factory=no_adapters)
+    controlnets: Adapters[ControlNetFile, ControlNet] = field(default_factory=no_controlnets)
 
     async def generate(self, task: Task, embedding: Embedding, negative: Embedding | None, report: Report) -> Generated:
         """Returns when the picture is in the asset store. Cancelling the caller stops it at the next step."""
@@ -48,8 +63,9 @@ class Generator:
                 loop.call_soon_threadsafe(previews.begin, preview)
 
         reference = await self._reference(task.request)
-        async with self._adapter(task.request) as adapter:
-            drawn = await self.engine.draw(self._generation(task, embedding, negative, reference, adapter), on_step)
+        async with self._adapter(task.request) as adapter, self._control(task.request) as control:
+            generation = self._generation(task, embedding, negative, reference, adapter, control)
+            drawn = await self.engine.draw(generation, on_step)
         await previews.finish()
         began, filing = time.perf_counter(), time.time()
         image = await self._store(task, drawn.pixels)
@@ -73,9 +89,22 @@ class Generator:
             spans=spans,
         )
 
+    def report(self, state: ReplicaState, cap_px: int) -> ReplicaState:
+        """What a heartbeat says of it; `cap_px` is the longest side that is served."""
+        return self.controlnets.report(self.adapters.report(self.engine.report(state, cap_px)))
+
     def _adapter(self, request: ImageRequest) -> AbstractAsyncContextManager[Adapter | None]:
         """Waits here for one that has to be loaded, while the engine goes on with others."""
         return nullcontext() if request.adapter is None else self.adapters.lent(request.adapter)
+
+    @asynccontextmanager
+    async def _control(self, request: ImageRequest) -> AsyncIterator[Control | None]:
+        if request.controlnet is None or request.control_image is None:
+            yield None
+            return
+        picture = Reference(request.control_image, await self._input(request.control_image))
+        async with self.controlnets.lent(request.controlnet) as net:
+            yield Control(net, picture, request.controlnet_conditioning_scale)
 
     async def _reference(self, request: ImageRequest) -> Reference | None:
         """The input pictures of a request that begins with some. Raises AssetCorrupted."""
@@ -97,6 +126,7 @@ class Generator:
         negative: Embedding | None,
         reference: Reference | None,
         adapter: Adapter | None,
+        control: Control | None,
     ) -> Generation:
         request = task.request
         return Generation(
@@ -117,6 +147,7 @@ class Generator:
             skipped=request.steps - request.steps_taken,
             adapter=adapter,
             adapter_scale=request.adapter_scale,
+            control=control,
             cfg_normalization=request.cfg_normalization,
             cfg_truncation=request.cfg_truncation,
         )

@@ -125,7 +125,7 @@ class Adapter:
         """To a GPU it is copied beside what the step loop launches there, and not in line with it."""
         nbytes = sum(part.nbytes for part in layers.values())
         nbytes += sum(beside.nbytes for matrices in blocks.values() for beside in matrices.values())
-        with _own_stream(device):
+        with own_stream(device):
             moved = {
                 block: {name: it.to(device) for name, it in matrices.items()} for block, matrices in blocks.items()
             }
@@ -212,7 +212,7 @@ def _place(module: str) -> tuple[str, str, int] | None:
 
 
 @contextmanager
-def _own_stream(device: torch.device) -> Iterator[None]:
+def own_stream(device: torch.device) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return

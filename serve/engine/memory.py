@@ -15,6 +15,7 @@ from serve.step_times import interpolate
 CAPTION_TOKENS = 32
 Points = dict[int, float]  # bytes by size; replaced as a whole, so that other threads may read them
 
+CONTROL_ROOM = 1.3  # of a step with a ControlNet, beside one without: its own stream and its results
 HEADROOM = 1.05  # of what was measured: allocators lose some to rounding and fragments
 
 
@@ -194,7 +195,8 @@ class Memory:
 
 
 def _step_size(shape: Shape, members: int) -> int:
-    return shape.tokens * shape.rows * members
+    size = shape.tokens * shape.rows * members
+    return size if shape.controlnet is None else int(size * CONTROL_ROOM)
 
 
 def _needs(points: Points, size: int) -> int:

@@ -13,13 +13,17 @@ import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImageTransformer2DModel
 from transformers import AutoModel
 
-from serve.adapters import open_files
+from serve import controlnets
+from serve.adapters import AdapterFile, open_files
+from serve.controlnets import ControlNetFile
 from serve.engine.adapters import Adapters
+from serve.engine.controlnet import ControlNet
+from serve.engine.controlnet import load as load_controlnet
 from serve.engine.decode import Decoder
 from serve.engine.embeddings import RememberingEncoder
 from serve.engine.engine import Engine
 from serve.engine.graphs import Graphs
-from serve.engine.lora import load
+from serve.engine.lora import Adapter, load
 from serve.engine.memory import CudaMeter, Memory
 from serve.engine.ops import Arithmetic, Fp8Linear, Linear, Ops, PlainOps
 from serve.engine.qwen3 import Qwen3
@@ -31,6 +35,7 @@ from serve.errors import ConfigError
 from serve.presets.catalog import warm_up_shapes
 from serve.settings import Settings
 from serve.tokens import PromptTokens
+from serve.weights import transformer_of
 
 GRAPH_BYTES = 2 << 30  # of inputs and results of recorded steps: a hundred shapes
 TEXT_MULTIPLE = 32  # prompts' lengths on a GPU
@@ -101,7 +106,7 @@ def open_engine(
 ) -> Engine:
     """Loads, warms up and starts; `report` gets the fraction of the warm-up that is done.
 
-    `set_aside` bytes of the device's memory are left for adapters.
+    `set_aside` bytes of the device's memory are left for adapters and ControlNets.
     """
     torch.set_num_threads(settings.threads)
     limit = settings.vram_limit
@@ -119,7 +124,7 @@ def open_engine(
     return start(settings, transformer, decoder, memory, report)
 
 
-def open_adapters(settings: Settings, folder: Path, placement: Placement) -> Adapters:
+def open_adapters(settings: Settings, folder: Path, placement: Placement) -> Adapters[AdapterFile, Adapter]:
     """Verified, none of them loaded yet. Raises WeightsError, and ConfigError where one is over the bytes for all."""
     return Adapters(
         files=open_files(settings, folder),
@@ -127,6 +132,18 @@ def open_adapters(settings: Settings, folder: Path, placement: Placement) -> Ada
         budget=settings.adapter_bytes,
         item_bytes=placement.dtype.itemsize,
         model=settings.served_model_name,
+    )
+
+
+def open_controlnets(settings: Settings, folder: Path, placement: Placement) -> Adapters[ControlNetFile, ControlNet]:
+    """As adapters are. They compute in the placement's dtype also where the model does in FP8."""
+    plain = Arithmetic(fastest_ops(placement, transformer_of(folder).head_dim), Linear)
+    return Adapters(
+        files=controlnets.open_files(settings, folder),
+        load=partial(load_controlnet, device=placement.device, dtype=placement.dtype, arithmetic=plain),
+        budget=settings.controlnet_bytes,
+        item_bytes=placement.dtype.itemsize,
+        kind="controlnet",
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +20,8 @@ from serve.engine.zimage import patchify
 
 REMEMBERED = 16  # encoded pictures; those of one job are asked for one after another
 LATENT_PX = 8
+
+Encoded = TypeVar("Encoded")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +82,13 @@ class Encoder:
         return Beginning(begun, Kept(latents, noise, _mask_tokens(reference.mask, len(mean)).to(mean.device)))
 
     @torch.inference_mode()
+    def control(self, picture: Reference) -> Tensor:
+        """The latents [C, h, w] of a control picture, fp32, as `ZImageControlNetPipeline` takes them: their mean."""
+        mean, _ = self._distribution(picture)
+        latents: Tensor = (mean - self._vae.config.shift_factor) * self._vae.config.scaling_factor
+        return latents
+
+    @torch.inference_mode()
     def encode(self, pixels: Pixels) -> tuple[Tensor, Tensor]:
         """RGB [H, W, 3] -> mean and deviation of its latents [C, h, w], fp32."""
         values = 2.0 * (torch.from_numpy(pixels.astype(np.float32) / 255.0).permute(2, 0, 1)[None]) - 1.0
@@ -101,15 +110,20 @@ def begin(
     encoded: Callable[[Reference], Beginning],
     free: Callable[[], None],
 ) -> Beginning:
-    """With `noise` where there is no picture. One that the memory has no room for is tried again once it is freed."""
+    """With `noise` where there is no picture."""
     if reference is None:
         return Beginning(noise())
+    return with_room(lambda: encoded(reference), free)
+
+
+def with_room(encode: Callable[[], Encoded], free: Callable[[], None]) -> Encoded:
+    """A picture that the memory has no room for is tried again once it is freed."""
     try:
-        return encoded(reference)
+        return encode()
     except torch.OutOfMemoryError as error:
         error.__traceback__ = None  # its frames hold what is to be freed
     free()
-    return encoded(reference)
+    return encode()
 
 
 def _noised(latents: Tensor, noise: Tensor, sigma: float) -> Tensor:

@@ -17,91 +17,14 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from serve.engine.blocks import Block, Stack
+from serve.engine.controlnet import Controlled, ControlNet, Inputs
 from serve.engine.graphs import Graphs, Stage, run_stages
-from serve.engine.lora import Adapter, BlockTerms, Extension, extended, terms_of
-from serve.engine.ops import PLAIN, Activation, Arithmetic, Norm, Ops
+from serve.engine.lora import Adapter, Extension, extended, terms_of
+from serve.engine.ops import PLAIN, Arithmetic
 
 SEQUENCE_MULTIPLE = 32  # captions and images are padded to this with learned tokens that attend and are attended
 PATCH = 2
-
-
-class Block:
-    """One transformer block with QKV and w1‖w3 fused. Takes over the weights of a diffusers ZImageTransformerBlock."""
-
-    def __init__(self, block: Any, arithmetic: Arithmetic) -> None:
-        attention, feed_forward = block.attention, block.feed_forward
-        self._ops, linear = arithmetic.ops, arithmetic.linear
-        self._heads: int = attention.heads
-        self._qkv = linear(torch.cat([attention.to_q.weight, attention.to_k.weight, attention.to_v.weight]))
-        del attention.to_q, attention.to_k, attention.to_v  # never two copies of more than one block
-        self._out = linear(attention.to_out[0].weight)
-        self._norms = (Norm.of(attention.norm_q), Norm.of(attention.norm_k)) if attention.norm_q is not None else None
-        self._w13 = linear(torch.cat([feed_forward.w1.weight, feed_forward.w3.weight]))
-        del feed_forward.w1, feed_forward.w3
-        self._w2 = linear(feed_forward.w2.weight)
-        del attention.to_out, feed_forward.w2
-        self.before_attention, self.after_attention = Norm.of(block.attention_norm1), Norm.of(block.attention_norm2)
-        self.before_feed_forward, self.after_feed_forward = Norm.of(block.ffn_norm1), Norm.of(block.ffn_norm2)
-        self.modulation: nn.Module | None = block.adaLN_modulation if block.modulation else None
-
-    def modulate(self, time_embedding: Tensor) -> Tensor:
-        """time_embedding [1, C] -> [4, D]: attention scale and gate, feed-forward scale and gate, ready to multiply."""
-        assert self.modulation is not None
-        scale_a, gate_a, scale_f, gate_f = self.modulation(time_embedding)[0].chunk(4)
-        return torch.stack((1.0 + scale_a, gate_a.tanh(), 1.0 + scale_f, gate_f.tanh()))
-
-    def attend(self, x: Activation, rope: Tensor, terms: BlockTerms | None = None) -> Tensor:
-        """x, normed and scaled, [B, S, D]; rope [S, head_dim/2, 2]."""
-        qkv = _with(terms, "qkv", self._qkv(x), x)
-        query, key, value = qkv.view(*qkv.shape[:2], 3, self._heads, -1).unbind(2)
-        query, key = self._ops.norm_rotate(query, key, self._norms, rope)
-        mixed = self._ops.attend(query, key, value)
-        return _with(terms, "out", self._out(mixed), mixed)
-
-    def feed_forward(self, x: Activation, terms: BlockTerms | None = None) -> Tensor:
-        inner = self._ops.silu_mul(_with(terms, "w13", self._w13(x), x))
-        return _with(terms, "w2", self._w2(inner), inner)
-
-
-def _with(terms: BlockTerms | None, matrix: str, y: Tensor, x: Activation) -> Tensor:
-    return y if terms is None else terms.add(matrix, y, x)
-
-
-UNMODULATED = (None, None, None, None)
-
-
-class Stack:
-    """Blocks in sequence. What lies between two matrix products is one operation, also across the border of blocks."""
-
-    def __init__(self, blocks: Sequence[Block], ops: Ops) -> None:
-        assert blocks
-        self.blocks, self._ops = blocks, ops
-
-    def __call__(
-        self, x: Tensor, rope: Tensor, modulation: Tensor | None, terms: Sequence[BlockTerms | None] | None = None
-    ) -> Tensor:
-        """x [B, S, D]; rope [S, head_dim/2, 2]; modulation [B, blocks, 4, D], or None for the context refiner.
-
-        `terms` are what an adapter adds to each block.
-        """
-        terms = terms or [None] * len(self.blocks)
-        tables = (
-            [UNMODULATED] * len(self.blocks)
-            if modulation is None
-            else [block.unbind(1) for block in modulation.unbind(1)]
-        )
-        normed = self._ops.norm(x, self.blocks[0].before_attention, tables[0][0])
-        for depth, (block, (_, gate_a, scale_f, gate_f)) in enumerate(zip(self.blocks, tables, strict=True), 1):
-            mixed = block.attend(normed, rope, terms[depth - 1])
-            x, normed = self._ops.residual_norm(
-                x, mixed, block.after_attention, gate_a, block.before_feed_forward, scale_f
-            )
-            fed = block.feed_forward(normed, terms[depth - 1])
-            if depth < len(self.blocks):
-                x, normed = self._ops.residual_norm(
-                    x, fed, block.after_feed_forward, gate_f, self.blocks[depth].before_attention, tables[depth][0]
-                )
-        return self._ops.residual(x, fed, block.after_feed_forward, gate_f)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +68,7 @@ class Row:
     height: int
     width: int
     extension: Extension | None = None
+    control: Controlled | None = None
 
 
 def transferred(tensor: Tensor, device: torch.device) -> Tensor:
@@ -256,6 +180,22 @@ class ZImageTransformer:
         schedule: Schedule = remembered[key]
         return schedule
 
+    @torch.inference_mode()
+    def control(
+        self, net: ControlNet, latents: Tensor, scale: float, steps: int, extension: Extension | None = None
+    ) -> Controlled:
+        """What rows need of a control picture, as latents [C, h, w]."""
+        more = latents.new_zeros(net.channels - len(latents), *latents.shape[1:])  # what unions have for inpainting
+        tokens = net.embed(patchify(torch.cat([latents, more])).to(self.device, self.dtype))
+        padding = self._x_pad.expand(pad_length(len(tokens)) - len(tokens), -1)
+        image_tokens = len(tokens) if self._scheduler_config.use_dynamic_shifting else 0
+        key = (steps, image_tokens, None if extension is None else (extension.adapter, extension.strength.item()))
+        if key not in net.schedules:
+            _, embeddings = self._times(steps, image_tokens, extension)
+            net.schedules[key] = torch.stack([_modulation(net.modulated, embedding) for embedding in embeddings])
+        strength = torch.tensor([scale], dtype=torch.float32, device=self.device)
+        return Controlled(net, torch.cat([tokens, padding]), net.schedules[key], strength)
+
     def velocity(self, rows: list[Row]) -> Tensor:
         """One forward over rows of one shape. Returns [B, N, 4 * C] fp32, signed so that x += (σ' - σ) · v."""
         *_, velocity = self.segments(rows, 1)
@@ -268,7 +208,8 @@ class ZImageTransformer:
         Yields after each part is launched, not finished; what it yields last is the velocity. Between two parts any
         other forward may run, and the rest may be left undone.
         """
-        first, extension = rows[0], rows[0].extension
+        first, extension, control = rows[0], rows[0].extension, rows[0].control
+        net = None if control is None else control.net
         inputs = [
             [row.latents for row in rows],
             [row.caption.tokens for row in rows],
@@ -277,17 +218,27 @@ class ZImageTransformer:
         ]
         if extension is not None:
             inputs.append([row.extension.strength for row in rows if row.extension])
+        if net is not None:
+            inputs += map(list, zip(*(row.control.inputs(row.step) for row in rows if row.control), strict=True))
         adapter = None if extension is None else extension.adapter
-        stages = self._stages(first.caption.length, first.height // 16, first.width // 16, parts, adapter)
-        key = ("step", first.height, first.width, len(rows), first.caption.length, parts, adapter)
+        stages = self._stages(first.caption.length, first.height // 16, first.width // 16, parts, adapter, net)
+        key = ("step", first.height, first.width, len(rows), first.caption.length, parts, adapter, net)
         if self.graphs is not None:
             self.graphs.drop(_retired)
         results = run_stages(inputs, stages) if self.graphs is None else self.graphs.run(key, inputs, stages)
         for index, result in enumerate(results, 1):
             yield result if index < len(stages) else result.clone()
 
-    def _stages(self, caption_length: int, rows: int, columns: int, parts: int, adapter: Adapter | None) -> list[Stage]:
-        part = partial(self._part, self._ropes(caption_length, rows, columns), rows * columns, adapter)
+    def _stages(
+        self,
+        caption_length: int,
+        rows: int,
+        columns: int,
+        parts: int,
+        adapter: Adapter | None,
+        net: ControlNet | None,
+    ) -> list[Stage]:
+        part = partial(self._part, self._ropes(caption_length, rows, columns), rows * columns, adapter, net)
         cuts = [len(self._layers) * cut // parts for cut in range(parts + 1)]
         return [partial(part, slice(start, stop)) for start, stop in pairwise(cuts)]
 
@@ -296,48 +247,91 @@ class ZImageTransformer:
         ropes: tuple[Tensor, Tensor],
         image_tokens: int,
         adapter: Adapter | None,
+        net: ControlNet | None,
         layers: slice,
         inputs: Sequence[Tensor],
         x: Tensor | None,
     ) -> Tensor:
-        """Some of the layers, with what precedes the first and what follows the last."""
-        latents, captions, modulation, final_scale, *strength = inputs
-        extension = Extension(adapter, strength[0].flatten()) if adapter else None
-        image_rope, rope = ropes
-        refiners = len(self._noise_refiner)
+        """Some of the layers, with what precedes the first and what follows the last.
+
+        With a ControlNet what lies between two parts is x and the control's own tokens, [2, B, S, D].
+        """
+        latents, captions, modulation, final_scale, *more = inputs
+        extension = Extension(adapter, more.pop(0).flatten()) if adapter else None
+        controls = Inputs(more[0], more[1], more[2].flatten()) if net else None
         if x is None:
-            with extended(self._modules, extension):
-                x = self._x_embedder(latents.to(self.dtype))
-            padding = pad_length(image_tokens) - image_tokens
-            if padding:
-                x = torch.cat([x, self._x_pad.expand(len(x), padding, -1)], 1)
-            terms = terms_of(extension, "noise_refiner", range(refiners))
-            x = Stack(self._noise_refiner, self._ops)(x, image_rope, modulation[:, :refiners], terms)
-            x = torch.cat([x, captions], 1)
-        if layers.start < layers.stop:
-            terms = terms_of(extension, "layers", range(layers.start, layers.stop))
-            x = Stack(self._layers[layers], self._ops)(x, rope, modulation[:, refiners:][:, layers], terms)
+            x = self._beginning(ropes[0], image_tokens, extension, latents, captions, modulation, net, controls)
+        through = partial(self._through, ropes[1], modulation[:, len(self._noise_refiner) :], extension)
+        if net is not None and controls is not None:
+            x = torch.stack(net.follow(layers, x[0], x[1], ropes[1], controls, through))
+        elif layers.start < layers.stop:
+            x = through(layers, x)
         if layers.stop < len(self._layers):
             return x
+        x = x if net is None else x[0]
         with extended(self._modules, extension):
             output: Tensor = self._final.linear(self._final.norm_final(x[:, :image_tokens]) * final_scale.unsqueeze(1))
         return -output.float()
 
-    @torch.inference_mode()
+    def _beginning(
+        self,
+        rope: Tensor,
+        image_tokens: int,
+        extension: Extension | None,
+        latents: Tensor,
+        captions: Tensor,
+        modulation: Tensor,
+        net: ControlNet | None,
+        controls: Inputs | None,
+    ) -> Tensor:
+        """What the layers begin with, [B, S, D], or [2, B, S, D] with a ControlNet."""
+        with extended(self._modules, extension):
+            embedded: Tensor = self._x_embedder(latents.to(self.dtype))
+        padding = pad_length(image_tokens) - image_tokens
+        if padding:
+            embedded = torch.cat([embedded, self._x_pad.expand(len(embedded), padding, -1)], 1)
+        refine = partial(self._refined, rope, modulation, extension)
+        everything = slice(0, len(self._noise_refiner))
+        refined = refine(everything, embedded)
+        if net is None or controls is None:
+            return torch.cat([refined, captions], 1)
+        each = [partial(refine, slice(index, index + 1)) for index in range(everything.stop)]
+        tokens, image = net.begin(controls, rope, embedded, refined, each)
+        state = net.join(torch.cat([tokens, captions], 1), torch.cat([image, captions], 1))
+        return torch.stack((torch.cat([refined, captions], 1), state))
+
+    def _refined(
+        self, rope: Tensor, modulation: Tensor, extension: Extension | None, blocks: slice, x: Tensor
+    ) -> Tensor:
+        terms = terms_of(extension, "noise_refiner", range(blocks.start, blocks.stop))
+        return Stack(self._noise_refiner[blocks], self._ops)(x, rope, modulation[:, blocks], terms)
+
+    def _through(
+        self, rope: Tensor, modulation: Tensor, extension: Extension | None, layers: slice, x: Tensor
+    ) -> Tensor:
+        terms = terms_of(extension, "layers", range(layers.start, layers.stop))
+        return Stack(self._layers[layers], self._ops)(x, rope, modulation[:, layers], terms)
+
     def _make_schedule(self, steps: int, image_tokens: int, extension: Extension | None = None) -> Schedule:
+        sigmas, embeddings = self._times(steps, image_tokens, extension)
+        with torch.inference_mode(), extended(self._modules, extension):
+            modulation = [_modulation([*self._noise_refiner, *self._layers], embedding) for embedding in embeddings]
+            final_scale = [1.0 + self._final.adaLN_modulation(embedding)[0] for embedding in embeddings]
+        return Schedule(sigmas, torch.stack(modulation), torch.stack(final_scale))
+
+    @torch.inference_mode()
+    def _times(
+        self, steps: int, image_tokens: int, extension: Extension | None
+    ) -> tuple[tuple[float, ...], list[Tensor]]:
+        """The sigmas of a schedule, and the embedding [1, C] of each step's time."""
         scheduler = self._scheduler_class.from_config(self._scheduler_config)
         scheduler.set_timesteps(
             sigmas=torch.linspace(1.0, 1 / steps, steps).tolist(), mu=self._shift(image_tokens, scheduler.config)
         )
-        modulation, final_scale = [], []
+        times = [(1000 - timestep.expand(1)) / 1000 for timestep in scheduler.timesteps]
         with extended(self._modules, extension):
-            for timestep in scheduler.timesteps:
-                time = (1000 - timestep.expand(1)) / 1000
-                embedding = self._t_embedder((time * self._t_scale).to(self.device)).to(self.dtype)
-                blocks = [block.modulate(embedding) for block in (*self._noise_refiner, *self._layers)]
-                modulation.append(torch.stack(blocks))
-                final_scale.append(1.0 + self._final.adaLN_modulation(embedding)[0])
-        return Schedule(tuple(scheduler.sigmas.tolist()), torch.stack(modulation), torch.stack(final_scale))
+            embeddings = [self._t_embedder((time * self._t_scale).to(self.device)).to(self.dtype) for time in times]
+        return tuple(scheduler.sigmas.tolist()), embeddings
 
     @staticmethod
     def _shift(image_tokens: int, config: Any) -> float:
@@ -361,6 +355,11 @@ class ZImageTransformer:
         return torch.view_as_real(angles).to(self.device)
 
 
+def _modulation(blocks: Sequence[Block], embedding: Tensor) -> Tensor:
+    """[blocks, 4, D] at a time's embedding [1, C]."""
+    return torch.stack([block.modulate(embedding) for block in blocks])
+
+
 def _retired(key: Any) -> bool:
-    """Of a recorded step: it is of an adapter that is gone."""
-    return isinstance(key[-1], Adapter) and key[-1].retired
+    """Of a recorded step: it is of an adapter or a ControlNet that is gone."""
+    return any(isinstance(part, Adapter | ControlNet) and part.retired for part in key)

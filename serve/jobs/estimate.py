@@ -25,7 +25,7 @@ def solo_seconds(submission: Submission, times: StepTimes) -> float:
         tokens=sequence_tokens(request.image_tokens, submission.prompt_tokens),
         rows=2 if request.guided else 1,
         pixels=request.width * request.height,
-        encoded=request.image is not None,
+        encoded=bool(request.inputs),
     )
 
 

@@ -14,6 +14,7 @@ from serve.step_times import StepTimes
 SILENT_BEATS = 5
 REMEMBERED = 100  # replicas that have left
 ROLES = ("text_encoder", "denoiser")
+NONE = {("adapter", None), ("controlnet", None)}
 HELD_ROOM = 2  # images more on a replica are quicker than the load of an adapter
 
 
@@ -54,9 +55,15 @@ class Replica:
             return 0
         return self.state.slots - len(self.placed)
 
+    @property
+    def held(self) -> set[tuple[str, str | None]]:
+        adapters, controlnets = self.state.adapters_held, self.state.controlnets_held
+        return {("adapter", name) for name in adapters} | {("controlnet", name) for name in controlnets}
+
     def attraction(self, request: ImageRequest) -> int:
-        """The emptiest is the best, but one that holds the adapter already may be a little fuller."""
-        held = request.adapter is not None and request.adapter in self.state.adapters_held
+        """The emptiest is the best, but one that holds the adapter and the ControlNet may be a little fuller."""
+        wanted = {("adapter", request.adapter), ("controlnet", request.controlnet)} - NONE
+        held = bool(wanted) and wanted <= self.held
         return self.room + HELD_ROOM if held and self.room > 0 else self.room
 
 
@@ -68,6 +75,7 @@ class Fleet:
         self._replicas: dict[str, Replica] = {}
         self._engines: dict[str, str] = {}
         self._adapters: dict[str, list[str]] = {}
+        self._controlnets: dict[str, list[str]] = {}
         self._sole: str | None = None
         self._times = StepTimes()
         self._left: deque[str] = deque(maxlen=REMEMBERED)
@@ -91,15 +99,15 @@ class Fleet:
         ready = {r.state.engine for r in self._role(state.role) if r.state.phase is Phase.READY} - {""}
         if ready:
             self._engines[state.role] = "+".join(sorted(ready))
-        self._learn_adapters()
+        self._learn_files()
         self.was_ready = self.was_ready or self.whole
         return state.phase is Phase.READY and not ready_before
 
-    def _learn_adapters(self) -> None:
-        ready = [r.state.adapters for r in self._role("denoiser") if r.state.phase is Phase.READY]
-        names = {name for adapters in ready for name in adapters}
-        files = {name: sorted({adapters[name] for adapters in ready if name in adapters}) for name in names}
-        self._adapters = files if ready else self._adapters
+    def _learn_files(self) -> None:
+        ready = [r.state for r in self._role("denoiser") if r.state.phase is Phase.READY]
+        if ready:
+            self._adapters = _by_name([state.adapters for state in ready])
+            self._controlnets = _by_name([state.controlnets for state in ready])
 
     def drop(self, replica_id: str, *, planned: bool = False) -> set[str]:
         """Forgets a replica; returns the tasks that it held. One whose end was `planned` is no loss."""
@@ -178,11 +186,12 @@ class Fleet:
         return "/".join(engine for _, engine in sorted(self._engines.items()))
 
     def engine_of(self, request: ImageRequest) -> str:
-        """With the files of the adapter that a request names; empty while nobody knows them."""
-        if request.adapter is None or not self.engine:
-            return self.engine
-        files = self._adapters.get(request.adapter, ())
-        return "+".join([self.engine, *files]) if files else ""
+        """With the files of the adapter and the ControlNet that a request names; empty while nobody knows them."""
+        known = [(request.adapter, self._adapters), (request.controlnet, self._controlnets)]
+        files = [found.get(name, []) for name, found in known if name is not None]
+        if not self.engine or not all(files):
+            return ""
+        return "+".join([self.engine, *(digest for digests in files for digest in digests)])
 
     def states(self) -> list[ReplicaState]:
         return [replica.state for replica in self._replicas.values()]
@@ -233,3 +242,9 @@ class Fleet:
 
     def _role(self, role: str) -> list[Replica]:
         return [replica for replica in self._replicas.values() if replica.state.role == role]
+
+
+def _by_name(served: list[dict[str, str]]) -> dict[str, list[str]]:
+    """The digests that replicas have for each name."""
+    names = {name for files in served for name in files}
+    return {name: sorted({files[name] for files in served if name in files}) for name in names}

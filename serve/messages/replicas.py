@@ -45,7 +45,7 @@ class ReplicaState:
     VRAM in bytes: `used` by tensors, `reserved` by the process, `total` that it may use; None on a CPU. `max_px` is the
     side of the largest square that fits into it, with guidance `max_guided_px`; None where memory is no limit.
     `max_input_px` is that of the largest picture to begin with. `adapters` are those that it serves, by name with the
-    digest of their files; `adapters_held` are in its memory, and take `adapter_bytes` of it.
+    digest of their files; `adapters_held` are in its memory, and take `adapter_bytes` of it. So are `controlnets`.
     """
 
     replica_id: str
@@ -68,6 +68,9 @@ class ReplicaState:
     adapters: dict[str, str] = field(default_factory=dict)
     adapters_held: tuple[str, ...] = ()
     adapter_bytes: int | None = None
+    controlnets: dict[str, str] = field(default_factory=dict)
+    controlnets_held: tuple[str, ...] = ()
+    controlnet_bytes: int | None = None
 
     def takes(self, request: ImageRequest) -> bool:
         """Whether its memory can."""

@@ -11,7 +11,10 @@ ImageFormat = Literal["png", "jpeg", "webp"]
 Priority = Literal["interactive", "standard", "batch"]
 ANONYMOUS = "anonymous"  # the one user where there is no access control
 PRIORITIES: tuple[Priority, ...] = ("interactive", "standard", "batch")
-LATER = {"image", "mask", "strength", "adapter", "adapter_scale", "cfg_normalization", "cfg_truncation"}
+LATER = {
+    "image", "mask", "strength", "adapter", "adapter_scale", "cfg_normalization", "cfg_truncation", "controlnet",
+    "control_image", "controlnet_conditioning_scale",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +25,8 @@ class ImageRequest:
     with an input picture of this very size (`serve/inputs.py`) and as much noise as its `strength` says; where there is
     a `mask`, only its white parts are drawn. Both are names of inputs in the asset store. Guidance is bounded to
     `cfg_normalization` times the norm of the prompt's own velocity (0: not), and ends where 1 - sigma is over
-    `cfg_truncation`.
+    `cfg_truncation`. A `controlnet` reads the `control_image`, an input too, and what it makes of it is added so many
+    times.
     """
 
     model: str
@@ -44,6 +48,9 @@ class ImageRequest:
     adapter_scale: float = 1.0
     cfg_normalization: float = 0.0
     cfg_truncation: float = 1.0
+    controlnet: str | None = None
+    control_image: str | None = None
+    controlnet_conditioning_scale: float = 1.0
 
     @property
     def steps_taken(self) -> int:
@@ -54,8 +61,9 @@ class ImageRequest:
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """Names of all input pictures that it needs."""
-        return tuple(name for name in (self.image, self.mask) if name is not None)
+        """Names of all input pictures that it needs, each once: it may follow the one that it begins with."""
+        names = dict.fromkeys((self.image, self.mask, self.control_image))
+        return tuple(name for name in names if name is not None)
 
     def said(self) -> dict[str, Any]:
         """All fields, without those that came later where they say nothing: hashes from before them stay good."""

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from serve.adapters import AdapterFile, check_files, open_files
-from serve.engine.adapters import Adapters
+from serve.engine.adapters import Adapters, no_adapters
 from serve.engine.lora import Adapter, load
 from serve.engine.schedule import Batcher, Entry, Shape
 from serve.errors import ConfigError, InvalidRequest, OutOfMemory, WeightsError
@@ -281,7 +281,7 @@ async def test_a_heartbeat_says_how_much_memory_they_take(adapters: Adapters) ->
     assert adapters.report(state).adapter_bytes == 0
     await use(adapters, "a")
     assert adapters.report(state).adapter_bytes == 10
-    assert Adapters().report(state).adapter_bytes is None
+    assert no_adapters().report(state).adapter_bytes is None
 
 
 def test_one_that_never_fits_is_refused_at_the_start(loader: Loader) -> None:

@@ -168,7 +168,8 @@ def test_read_gives_what_is_served():
     served = read(Path("config/serve.yaml"))
     blueprint = {"blueprint": "serve/engine/tiny/adapters/blueprint.safetensors"}
     assert (served.host, served.port) == ("127.0.0.1", 8000)
-    assert served.settings == Settings.model_validate({"adapters": blueprint})
+    lines = {"lines": {"weights": "serve/engine/tiny/controlnets/lines", "scale": 1}}
+    assert served.settings == Settings.model_validate({"adapters": blueprint, "controlnets": lines})
 
 
 def test_read_refuses_with_all_problems(config: Path):

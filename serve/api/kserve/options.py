@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from serve.api.control import FIELDS as CONTROL
 from serve.api.how import FIELDS
 from serve.errors import InvalidRequest
 from serve.messages import PRIORITIES, Priority
@@ -24,6 +25,7 @@ class Options:
     how: Mapping[str, Any] = field(default_factory=dict)
     image: str | None = None
     mask: str | None = None
+    control_image: str | None = None
 
 
 def read_options(parameters: Any) -> Options:
@@ -41,9 +43,10 @@ def read_options(parameters: Any) -> Options:
         timeout_s=timeout_us / 1e6 if timeout_us else None,
         preset=_text(parameters, "preset"),
         style_preset=_text(parameters, "style_preset"),
-        how={name: parameters[name] for name in (*FIELDS, "strength") if name in parameters},
+        how={name: parameters[name] for name in (*FIELDS, *CONTROL, "strength") if name in parameters},
         image=_text(parameters, "image"),
         mask=_text(parameters, "mask"),
+        control_image=_text(parameters, "control_image"),
     )
 
 

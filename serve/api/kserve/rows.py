@@ -14,7 +14,7 @@ from serve.api.input_images import Given, kept, opened
 from serve.api.kserve.options import Options
 from serve.api.order import resolve_image
 from serve.errors import InvalidRequest
-from serve.inputs import Source
+from serve.inputs import NOTHING, Brought
 from serve.messages import Batch, Submission
 
 RANDOM_SEED = -1
@@ -23,40 +23,38 @@ MAX_GUIDANCE = 20
 
 async def begun(door: Door, model: str, rows: Sequence[Mapping[str, Any]], options: Options) -> list[Submission]:
     """The same, with the picture stored that all rows begin with, if there is one. Raises NotFound, too."""
-    async with opened(door, Given(options.image, options.mask)) as source:
-        jobs = submissions(door, model, rows, options, source)
-        return [await kept(door, job, source) for job in jobs]
+    async with opened(door, Given(options.image, options.mask, options.control_image)) as brought:
+        jobs = submissions(door, model, rows, options, brought)
+        return [await kept(door, job, brought) for job in jobs]
 
 
 def submissions(
-    door: Door, model: str, rows: Sequence[Mapping[str, Any]], options: Options, source: Source | None = None
+    door: Door, model: str, rows: Sequence[Mapping[str, Any]], options: Options, brought: Brought = NOTHING
 ) -> list[Submission]:
     """In the order of the rows. Raises InvalidRequest and its kinds, which name the row, and Forbidden."""
     for side in ("width", "height"):
         if len({row.get(side) for row in rows}) > 1:
             raise InvalidRequest(f"{side} differs between rows", param=side, hint="send one request for each size")
     if len(rows) == 1:
-        return [_submission(door, model, rows[0], options, source)]
+        return [_submission(door, model, rows[0], options, brought)]
     batch = Batch(id=str(ULID()), jobs=len(rows))
-    return [replace(_named(door, model, row, options, at, source), batch=batch) for at, row in enumerate(rows)]
+    return [replace(_named(door, model, row, options, at, brought), batch=batch) for at, row in enumerate(rows)]
 
 
-def _named(
-    door: Door, model: str, row: Mapping[str, Any], options: Options, at: int, source: Source | None
-) -> Submission:
+def _named(door: Door, model: str, row: Mapping[str, Any], options: Options, at: int, brought: Brought) -> Submission:
     try:
-        return _submission(door, model, row, options, source)
+        return _submission(door, model, row, options, brought)
     except InvalidRequest as error:
         error.message = f"row {at}: {error.message}"
         raise
 
 
-def _submission(door: Door, model: str, row: Mapping[str, Any], options: Options, source: Source | None) -> Submission:
+def _submission(door: Door, model: str, row: Mapping[str, Any], options: Options, brought: Brought) -> Submission:
     seed = row.get("seed", RANDOM_SEED)
     _check("seed", seed, RANDOM_SEED, 2**63 - 1)
     _check("steps", row.get("steps"), 1, door.offer(model).settings.limits.max_steps)
     _check("guidance", row.get("guidance"), 0, MAX_GUIDANCE)
-    resolved = resolve_image(door, _body(door, model, row, options), [], "png", source)
+    resolved = resolve_image(door, _body(door, model, row, options), [], "png", brought)
     request = resolved.request if seed == RANDOM_SEED else replace(resolved.request, seed=seed)
     return Submission(
         job_id=str(ULID()),

@@ -50,7 +50,7 @@ export const TEXTS = {
   masked: ["What may change", "要改变的部分"], reference_gone: ["The picture that it began with is no longer there", "原参考图已不存在"],
   adapter: ["Adapter", "适配器"], adapter_scale: ["Strength of the adapter", "适配器强度"],
   e_offline: ["The service cannot be reached. It will be tried again; nothing that was accepted is lost.", "无法连接服务。将自动重试；已接受的任务不会丢失。"],
-  e_invalid_value: ["This value is not accepted", "这个值不被接受，请修改后重试"], e_prompt_too_long: ["The prompt is too long", "提示词太长，请缩短"],
+  e_invalid_value: ["This value is not accepted", "这个值不被接受，请修改后重试"], e_controlnet_not_found: ["There is no such ControlNet", "没有这个 ControlNet"], e_prompt_too_long: ["The prompt is too long", "提示词太长，请缩短"],
   e_invalid_config: ["The file has mistakes; the old one stays at work", "文件有错误，旧版本继续生效"],
   e_unauthenticated: ["This key is not valid", "凭据无效，请检查密钥或密码"], e_forbidden: ["Your role may not do this", "您的角色无权执行此操作"],
   e_sign_in_expired: ["This sign-in has expired. Please begin again.", "登录已过期，请重新开始。"], e_sign_in_refused: ["The provider did not let you in", "身份提供方拒绝了登录"],
