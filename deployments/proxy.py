@@ -1,7 +1,7 @@
 """What Ray Serve's HTTP proxy does beside its work: it does not wait for ever for the head of a request.
 
 Ray Serve calls `configure` in every proxy, where `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH` names it before Ray
-starts. uvicorn, which reads the heads there, has no such time-out: docs/adr/0025-heads-have-a-time-out.md.
+starts. uvicorn, which reads the heads there, has no such time-out: docs/adr/0026-heads-have-a-time-out.md.
 """
 
 from __future__ import annotations
