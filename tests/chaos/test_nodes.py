@@ -18,6 +18,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from deployments.leftovers import running
+from deployments.nodes import alive
 from tests.chaos.conftest import configured
 from tests.chaos.crowd import crowd_of, drawn
 from tests.chaos.faults import stopped
@@ -118,6 +119,8 @@ async def test_a_node_that_is_cut_off_from_the_control_plane_gets_no_more_work(
     async with crowd_of(nodes.url, 12) as crowd:
         await asyncio.sleep(dice.uniform(0, 2))
         with stopped(psutil.Process(raylet.process.pid)):
+            await asyncio.to_thread(wait_until, lambda: lost.node_id not in alive(), REPLACED_S, "it is given up")
+            await crowd.submit(12)
             await crowd.unharmed(undisturbed)
             await drawn(nodes.url)
     nodes.cluster.remove_node(lost, allow_graceful=False)
