@@ -23,6 +23,7 @@ async def test_a_reload_in_mid_job_and_a_second_browser_find_everything(stuck, s
     async with stuck() as service, serving(service.app) as url, visit(url) as page:
         for prompt in ("a fox", "a cat"):
             await draw(page, prompt)
+            await expect(page.locator(".card").first).to_contain_text(prompt)
         await service.until(running=1, queued=1)
         await page.reload()
         async with visit(url) as other:
