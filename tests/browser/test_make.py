@@ -229,7 +229,7 @@ async def test_a_picture_of_the_gallery_is_begun_with_by_its_id(page, base_url):
     details = page.get_by_role("dialog", name="Details")
     await expect(details).to_contain_text("Began with")
     loaded = "image => image.decode().then(() => image.naturalWidth)"
-    assert await details.locator("img.input").evaluate(loaded) == 64
+    assert await details.locator("dd .begun img").evaluate(loaded) == 64
 
 
 async def test_a_file_that_is_no_picture_is_refused_with_a_reason(page):
