@@ -1,7 +1,7 @@
 """Processes that die under a steady load: every accepted job ends once, with its own pictures.
 
-`make test` kills a Dispatcher and a Denoiser, then everything, over SQLite; `make nightly` kills each process of every
-kind in turn, and does all of it over PostgreSQL too.
+`make test` kills everything, over SQLite (each process alone is test_bad_days.py's); `make nightly` kills each process of
+every kind in turn before that, and does all of it over PostgreSQL too.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from tests.stores.conftest import new_database
 pytestmark = pytest.mark.cluster
 
 KINDS = ("Gateway", "Dispatcher", "Denoiser", "TextEncoder")
-IN_SHORT = ("Dispatcher", "Denoiser")
 REPLICAS = {"Gateway": 2, "Denoiser": 2}
 
 
@@ -75,8 +74,8 @@ async def all_rounds(data: Path, database: str | None, undisturbed: Undisturbed,
     server = await asyncio.to_thread(Server.start, data, config)
     books, load = Books(data, database), Load(server.url)
     try:
-        for kind in KINDS if thorough else IN_SHORT:
-            await kill_in_turn(load, server, kind, REPLICAS.get(kind, 1) if thorough else 1)
+        for kind in KINDS if thorough else ():
+            await kill_in_turn(load, server, kind, REPLICAS.get(kind, 1))
             await load.settled()
         await load.begin()
         await under_load(load, server)

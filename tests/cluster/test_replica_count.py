@@ -7,7 +7,7 @@ import pytest
 from tests.cluster.people import denoisers_lost, people, pids, scaled
 from tests.cluster.server import Server
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.nightly]
 
 
 async def test_a_denoiser_comes_and_goes_and_nobody_notices(server: Server) -> None:

@@ -216,7 +216,7 @@ def test_one_folder_for_machines_without_a_network(zimage: Command, hub: Hub, tm
     verify(copy)
     assert f"serve it with `model: {copy}`" in output
     assert {str(path.relative_to(copy)) for path in copy.rglob("*") if path.is_file()} == {
-        name for name in hub.files if not name.startswith("adapters/")
+        name for name in hub.files if not name.startswith(("adapters/", "controlnets/"))
     } - {"assets/show.png", "transformer/model.onnx"}
     assert not zimage.home.exists()
 
