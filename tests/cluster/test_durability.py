@@ -1,7 +1,7 @@
 """Processes that die under a steady load: every accepted job ends once, with its own pictures.
 
-`make test` kills everything, over SQLite (each process alone is test_bad_days.py's); `make nightly` kills each process of
-every kind in turn before that, and does all of it over PostgreSQL too.
+`make test` kills everything, over SQLite (each process alone is test_bad_days.py's); `make nightly` kills each
+process of every kind in turn before that, and does all of it over PostgreSQL too.
 """
 
 from __future__ import annotations
