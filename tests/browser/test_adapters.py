@@ -67,6 +67,7 @@ async def test_one_is_chosen_with_its_strength_and_comes_back(visit, url):
 async def test_the_gallery_and_the_file_know_it_too(visit, url):
     async with visit(url) as page:
         job = await made(page, url, prompt="an owl in blue", adapter="blueprint", adapter_scale=0.6)
+        await page.reload()
         await page.get_by_role("button", name="Gallery").click()
         await page.get_by_role("button", name="an owl in blue", exact=True).first.click()
         details = page.get_by_role("dialog", name="Details")
