@@ -23,8 +23,9 @@ class AdapterSettings(BaseModel):
     preload: bool = Field(False, description="loaded before a replica is ready; else on first use")
 
 
-def _of_text(value: Any) -> Any:
+def of_text(value: Any) -> Any:
+    """An entry as its mapping: a text alone is its `weights`."""
     return {"weights": value} if isinstance(value, str) else value
 
 
-Adapter = Annotated[AdapterSettings, BeforeValidator(_of_text)]
+Adapter = Annotated[AdapterSettings, BeforeValidator(of_text)]
