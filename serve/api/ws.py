@@ -111,16 +111,19 @@ class _Socket:
             self._subscribe(message.jobs)
         else:
             self._unsubscribe(message.jobs)
-        self._put({"type": f"{message.type}d", "jobs": message.jobs})
+            self._put({"type": "unsubscribed", "jobs": message.jobs})
 
     def _subscribe(self, jobs: Literal["mine"] | list[str]) -> None:
         if jobs == "mine":
-            self._looking = self._looking or self._tasks.create_task(self._look_for_mine())
+            if self._looking is not None:
+                self._looking.cancel()
+            self._looking = self._tasks.create_task(self._look_for_mine())
             return
         if len(self._followed.keys() | set(jobs)) > MAX_FOLLOWED:
             hint = 'unsubscribe from some, or subscribe to "mine"'
             raise InvalidRequest(f"more than {MAX_FOLLOWED} jobs on one connection", param="jobs", hint=hint)
         self._by_id.update(jobs)
+        self._put({"type": "subscribed", "jobs": jobs})
         for job_id in jobs:
             self._follow(job_id)
 
@@ -159,23 +162,26 @@ class _Socket:
             raise SlowReader from None
 
     async def _look_for_mine(self) -> None:
-        """Jobs that have not ended, then every second those that were made since the last look."""
-        active = {view.id async for view in self._mine(JobQuery(user=self._door.user, statuses=ACTIVE))}
-        looked_at = time.time()
-        seen = active | await self._made_since(looked_at)
-        for job_id in active:
-            self._follow(job_id)
+        """Jobs that have not ended, then every second those that were made since the last look.
+
+        `subscribed` is said after the first: whoever asks for the jobs then misses no end of one.
+        """
+        looked_at: float | None = None
+        seen: set[str] = set()
         while True:
-            await asyncio.sleep(LOOK_EVERY_S)
             now = time.time()
             try:
-                made = await self._made_since(looked_at)
+                made = await self._made_since(looked_at or now)
+                found = made - seen
+                if looked_at is None:
+                    found = {view.id async for view in self._mine(JobQuery(user=self._door.user, statuses=ACTIVE))}
+                    self._put({"type": "subscribed", "jobs": "mine"})
+                for job_id in found:
+                    self._follow(job_id)
+                looked_at, seen = now, made
             except ZImageError as error:
                 self._put({"type": "error", "error": error_body(self._websocket, error)})
-                continue
-            for job_id in made - seen:
-                self._follow(job_id)
-            looked_at, seen = now, made
+            await asyncio.sleep(LOOK_EVERY_S)
 
     async def _made_since(self, at: float) -> set[str]:
         made = set()

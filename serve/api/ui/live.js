@@ -70,6 +70,7 @@ export function forget(id) {
 }
 
 function hear(event) {
+  if (event.type === "subscribed") return Promise.all([loadJobs(), loadPictures(true)]).catch(() => {}); // what ended since the first look
   if (event.type === "error") return event.job_id && event.error.code === "not_found" ? forget(event.job_id) : toast("", event.error);
   if (!event.job_id) return;
   if (event.type === "job.preview") {

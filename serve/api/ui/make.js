@@ -120,10 +120,10 @@ function Chips({ label, list, chosen, onChoose, pictures, kind, nobody = t("none
   </div></fieldset>`;
 }
 
-// LoRAs, where the model has any; a preset may bring its own, or insist on it.
 // Presets, sizes and adapters are the model's own.
-function choose(model) {
-  setForm({ model, preset: null, style_preset: null, size: null, adapter: null });
+function choose(id) {
+  update({ model: state.models.find((one) => one.id === id), catalog: null });
+  setForm({ model: id, preset: null, style_preset: null, size: null, adapter: null });
   loadCatalog().catch(failed);
 }
 
@@ -134,6 +134,7 @@ function Model() {
     ${models.map((one) => html`<option key=${one.id} value=${one.id}>${one.id}</option>`)}</select></label>`;
 }
 
+// LoRAs, where the model has any; a preset may bring its own, or insist on it.
 function Adapter({ form, pictures }) {
   const known = state.model?.adapters ?? [], preset = presetOf(form);
   if (preset?.locked.includes("adapter")) return null;
@@ -153,7 +154,7 @@ function Size({ form }) {
   const { min_side_px, max_side_px, side_multiple_px } = limits();
   const [width, height] = form.size?.split("x").map(Number) ?? [null, null];
   const set = (w, h) => setForm({ size: w || h ? `${w || h}x${h || w}` : null });
-  return html`<fieldset><legend>${t("size")}</legend>
+  return html`<fieldset disabled=${!state.model}><legend>${t("size")}</legend>
     <div class="aspects">
       <button type="button" aria-pressed=${!form.size} onClick=${() => setForm({ size: null })}><svg class="aspect" viewBox="0 0 20 20" aria-hidden="true"><rect x="2" y="2" width="16" height="16" rx="4" stroke-dasharray="3 2.6" /></svg>${t("auto")}</button>
       ${ASPECTS.map(([name, across, down]) => html`<button type="button" key=${name} aria-pressed=${form.size === sized(across, down)} onClick=${() => setForm({ size: sized(across, down) })}>
