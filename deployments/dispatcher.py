@@ -10,9 +10,9 @@ from ray.serve.handle import DeploymentHandle
 
 from deployments import nodes
 from deployments.host import bound_host
-from deployments.placement import ROSTER
 from deployments.remote import RemoteBackend
 from deployments.replica import process_name
+from deployments.roster import ROSTER
 from serve import logs
 from serve.access.keys import ApiKey
 from serve.api.webhooks import open_courier
@@ -58,6 +58,7 @@ class Dispatcher:
         nodes.stay(node)
         self._node = node
         self._pace = settings.autoscaling
+        self._beat_s = settings.timeouts.heartbeat_s
         self._warnings: tuple[str, ...] = ()
         logs.configure(settings.log_format, process_name())
         store = store_of(settings)
@@ -65,7 +66,11 @@ class Dispatcher:
             name: RemoteBackend(text_encoders[model], denoisers[model]) for name, model in homes(settings).items()
         }
         self._jobs = Jobs(settings, Backends(backends), store, open_assets(settings))
-        await self._jobs.open(nodes.session())
+        self._session = nodes.session()
+        if self._session:
+            for handle in denoisers.values():
+                handle.options()  # its router begins to listen to Ray Serve, and not with the first call
+        await self._jobs.open(self._session)
         await self._jobs.check_way_in(await bound_host())
         self._webhooks = open_courier(settings, store, self._jobs.accounting.webhook)
         self._webhooks.open()
@@ -180,10 +185,21 @@ class Dispatcher:
     # --- from GPU replicas
 
     async def heartbeat(self, state: ReplicaState, tally: Tally | None = None) -> None:
-        if state.phase is Phase.READY and ROSTER.withdrawn(state.replica_id):
-            state = replace(state, phase=Phase.STOPPING)
-        self._jobs.heartbeat(state)
+        """A ready Denoiser is given work while Ray Serve gives it calls, whatever it says itself.
+
+        One that has just started is answered when it is listed, at the latest when its next heartbeat is due.
+        """
         self._jobs.counted(state.replica_id, tally)
+        if ROSTER.dead(state.replica_id):
+            self._jobs.give_up(state.replica_id)
+            return
+        listed = not self._session or ROSTER.lists(state.replica_id)
+        if not listed and (state.role, state.phase) == ("denoiser", Phase.READY):
+            starting = not ROSTER.withdrawn(state.replica_id)
+            self._jobs.heartbeat(replace(state, phase=Phase.WARMING_UP if starting else Phase.STOPPING))
+            if not starting or not await ROSTER.listing(state.replica_id, self._beat_s):
+                return
+        self._jobs.heartbeat(state)
 
     async def leave(self, replica_id: str) -> None:
         """The last word of a replica that is stopped on purpose."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 
 from serve.errors import ConfigError
 from serve.settings import Settings
@@ -51,6 +53,16 @@ def alive() -> list[str]:
     """Ids of Ray's nodes; none without Ray, as in local testing mode."""
     found: list[dict[str, Any]] = ray.nodes() if ray.is_initialized() else []
     return [str(node["NodeID"]) for node in found if node["Alive"]]
+
+
+def given_up() -> bool:
+    """Ray has declared the node of this process dead, which it never takes back; False as long as it cannot say."""
+    if not ray.is_initialized():
+        return False
+    here = str(ray.get_runtime_context().get_node_id())
+    with suppress(RayError):
+        return any(str(node["NodeID"]) == here and not node["Alive"] for node in ray.nodes())
+    return False
 
 
 def session() -> str:

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import structlog
 from grpc.aio import AioRpcError
-from ray.exceptions import ActorDiedError, RayActorError, RayError, RayTaskError, TaskCancelledError
+from ray.exceptions import ActorDiedError, ObjectLostError, RayActorError, RayError, RayTaskError, TaskCancelledError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
@@ -115,7 +115,8 @@ class RemoteBackend:
 
 
 def _upstream_died(error: RayTaskError) -> bool:
-    return isinstance(error.cause, RayActorError)
+    """Or the node that kept what it had answered."""
+    return isinstance(error.cause, RayActorError | ObjectLostError)
 
 
 @dataclass(slots=True)

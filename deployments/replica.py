@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -15,6 +16,7 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
+from deployments import nodes
 from deployments.remote import RemoteDispatcher, by_message, detached
 from serve import logs
 from serve.messages import Phase, ReplicaState, TaskPreview, TaskReport, TaskStepped
@@ -24,6 +26,7 @@ from serve.settings import Settings
 log = structlog.get_logger()
 REPORT_EVERY_S = 0.25
 LEAVE_S = 2.0
+GIVEN_UP = 1  # the exit code; nobody is left who would hear more
 
 
 def replica_id() -> str:
@@ -57,6 +60,7 @@ class Membership:
         self._changed = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._beating = detached(self._beat())
+        self._watching = detached(self._watch())
 
     def progress(self, phase: Phase, fraction: float = 0.0) -> None:
         """May be called from any thread."""
@@ -79,6 +83,7 @@ class Membership:
     async def leave(self) -> None:
         """When it has been stopped on purpose, and nothing is left to do. A Dispatcher that is gone need not know."""
         self._beating.cancel()
+        self._watching.cancel()
         with suppress(RayError, RayServeException, AioRpcError, TimeoutError):
             await asyncio.wait_for(self._dispatcher.leave(self._state.replica_id), LEAVE_S)
 
@@ -111,6 +116,13 @@ class Membership:
             await asyncio.sleep(REPORT_EVERY_S)
             await self.flush()
         self._sending = False
+
+    async def _watch(self) -> None:
+        """Ends this process when Ray has given its node up: nobody gives it work, and another has taken its place."""
+        while not await asyncio.to_thread(nodes.given_up):
+            await asyncio.sleep(self._every_s)
+        log.error("Ray has declared this node dead, and this replica, which lives on, ends itself")
+        os._exit(GIVEN_UP)
 
     async def _beat(self) -> None:
         while True:

@@ -295,6 +295,14 @@ class Dispatcher:
             if not pool.life.stopped:
                 pool.served.note()
 
+    def give_up(self, replica_id: str) -> None:
+        """It is dead for everybody else, whatever it says: what it holds is drawn elsewhere."""
+        for pool in self._pools:
+            if pool.fleet.knows(replica_id):
+                log.warning("a replica was given up while it lives", replica=replica_id)
+            pool.fleet.leave(replica_id)
+            pool.lose(replica_id)
+
     def demand(self) -> dict[str, Demand]:
         """Work that waits, and who is busy, by role and model, since it was asked for last."""
         return {role: demand for pool in self._pools for role, demand in pool.demand().items()}

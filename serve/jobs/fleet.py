@@ -125,7 +125,11 @@ class Fleet:
 
     def leave(self, replica_id: str) -> None:
         """What it says from now on was said before, and overtaken."""
-        self._left.append(replica_id)
+        if replica_id not in self._left:
+            self._left.append(replica_id)
+
+    def knows(self, replica_id: str) -> bool:
+        return replica_id in self._replicas
 
     def stopping(self, replica_id: str) -> bool:
         replica = self._replicas.get(replica_id)

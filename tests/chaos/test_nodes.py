@@ -12,13 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 import ray
 from ray.cluster_utils import Cluster
 
 from deployments.leftovers import running
+from deployments.nodes import alive
 from tests.chaos.conftest import configured
 from tests.chaos.crowd import crowd_of, drawn
+from tests.chaos.faults import stopped
 from tests.cluster.deploying import home
 from tests.cluster.load import Undisturbed
 from tests.cluster.server import Server
@@ -100,6 +103,36 @@ async def test_a_killed_raylet_takes_its_node_along_and_costs_no_job(
         raylet.process.kill()
         raylet.process.wait()  # as a zombie it would seem to live
         await crowd.unharmed(undisturbed)
+    nodes.cluster.remove_node(lost, allow_graceful=False)
+    nodes.cluster.add_node(**NODE)
+    await nodes.all_there()
+    await drawn(nodes.url)
+
+
+def is_denoiser(process: psutil.Process) -> bool:
+    return "Denoiser" in " ".join(process.cmdline())
+
+
+def lives(process: psutil.Process) -> bool:
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE  # which its parent, stopped, leaves there
+
+
+async def test_a_node_that_is_cut_off_from_the_control_plane_gets_no_more_work(
+    nodes: Nodes, dice: random.Random, undisturbed: Undisturbed, round: int
+) -> None:
+    """Its raylet hangs; Ray gives the node up, whose Denoiser lives on and goes on telling the Dispatcher so."""
+    await nodes.all_there()
+    (lost,) = nodes.cluster.worker_nodes
+    (raylet,) = lost.all_processes["raylet"]
+    (denoiser,) = [process for process in psutil.Process(raylet.process.pid).children() if is_denoiser(process)]
+    async with crowd_of(nodes.url, 12) as crowd:
+        await asyncio.sleep(dice.uniform(0, 2))
+        with stopped(psutil.Process(raylet.process.pid)):
+            await asyncio.to_thread(wait_until, lambda: lost.node_id not in alive(), REPLACED_S, "it is given up")
+            await crowd.submit(12)
+            await crowd.unharmed(undisturbed)
+            await drawn(nodes.url)
+            await asyncio.to_thread(wait_until, lambda: not lives(denoiser), REPLACED_S, "it ends itself")
     nodes.cluster.remove_node(lost, allow_graceful=False)
     nodes.cluster.add_node(**NODE)
     await nodes.all_there()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from deployments.placement import Roster
+from deployments.roster import Roster
 from serve.jobs.dispatcher import Dispatcher
 from serve.jobs.fleet import ReplicaGone
 from serve.jobs.wake import LEAST_S, PROCESS_S, Sleepers
