@@ -185,21 +185,16 @@ class Dispatcher:
     # --- from GPU replicas
 
     async def heartbeat(self, state: ReplicaState, tally: Tally | None = None) -> None:
-        """A ready Denoiser is given work while Ray Serve gives it calls, whatever it says itself.
-
-        One that has just started is answered when it is listed, at the latest when its next heartbeat is due.
-        """
+        """One that has just started is answered when it is listed, or when its next heartbeat is due."""
         self._jobs.counted(state.replica_id, tally)
         if ROSTER.dead(state.replica_id):
             self._jobs.give_up(state.replica_id)
             return
-        listed = not self._session or ROSTER.lists(state.replica_id)
-        if not listed and (state.role, state.phase) == ("denoiser", Phase.READY):
-            starting = not ROSTER.withdrawn(state.replica_id)
-            self._jobs.heartbeat(replace(state, phase=Phase.WARMING_UP if starting else Phase.STOPPING))
-            if not starting or not await ROSTER.listing(state.replica_id, self._beat_s):
-                return
-        self._jobs.heartbeat(state)
+        judged = ROSTER.judge(state) if self._session else state
+        self._jobs.heartbeat(judged)
+        starting = (state.phase, judged.phase) == (Phase.READY, Phase.WARMING_UP)
+        if starting and await ROSTER.listing(state.replica_id, self._beat_s):
+            self._jobs.heartbeat(state)
 
     async def leave(self, replica_id: str) -> None:
         """The last word of a replica that is stopped on purpose."""

@@ -9,6 +9,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
+
+from serve.messages import Phase, ReplicaState
 
 REMEMBERED = 1000
 LOOK_EVERY_S = 0.05
@@ -42,6 +45,12 @@ class Roster:
 
     def dead(self, replica_id: str) -> bool:
         return replica_id in self._dead
+
+    def judge(self, state: ReplicaState) -> ReplicaState:
+        """A ready Denoiser is given work while Ray Serve gives it calls, whatever it says itself."""
+        if (state.role, state.phase) != ("denoiser", Phase.READY) or self.lists(state.replica_id):
+            return state
+        return replace(state, phase=Phase.STOPPING if self.withdrawn(state.replica_id) else Phase.WARMING_UP)
 
     async def listing(self, replica_id: str, patience_s: float) -> bool:
         """Returns when it is on it; False when patience has run out before."""

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from deployments.roster import Roster
 from serve.jobs.dispatcher import Dispatcher
 from serve.jobs.fleet import ReplicaGone
 from serve.jobs.wake import LEAST_S, PROCESS_S, Sleepers
@@ -108,6 +107,31 @@ async def test_what_ray_has_given_up_is_given_no_work_though_its_process_lives_o
     assert (await jobs.status()).denoisers == denoisers
     assert (await jobs.get(job_id)).attempt == 2
     assert await restarts(jobs) == 1
+
+
+async def test_what_a_replica_held_that_is_given_up_is_drawn_elsewhere(jobs: Dispatcher, replicas: Replicas) -> None:
+    """Its process may end it all the same: nobody hears of that."""
+    job_id = await submitted(jobs)
+    await replicas.settled()
+    for _ in range(200):  # it lives on for a while
+        jobs.give_up("d1")
+        jobs.heartbeat(denoiser("d1"))
+    assert (await jobs.status()).denoisers == 0
+    assert await replicas.settled() == []
+    jobs.heartbeat(denoiser("d2"))
+    (held,) = await replicas.held_when(1)
+    await replicas.finish(held)
+    assert isinstance(await last(jobs, job_id), Succeeded)
+    assert [(task.replica_id, task.attempt) for task in replicas.tasks] == [("d1", 1), ("d2", 2)]
+    assert await restarts(jobs) == 1
+
+
+async def test_ones_that_left_stay_known_however_often_another_is_given_up(jobs: Dispatcher) -> None:
+    jobs.leave("d1")
+    for _ in range(200):
+        jobs.give_up("d2")
+    jobs.heartbeat(denoiser("d1"))
+    assert (await jobs.status()).denoisers == 0
 
 
 async def asleep(jobs: Dispatcher) -> None:
@@ -223,33 +247,3 @@ def test_nobody_waits_any_more() -> None:
     sleepers.call(1.0, work=False)
     sleepers.restore({"denoiser": 7.0})
     assert sleepers.wait_s(100.0) == 7.0
-
-
-def test_who_died_is_withdrawn_before_ray_serve_says_so() -> None:
-    roster = Roster()
-    roster.update(frozenset("ab"))
-    roster.died("a")
-    assert roster.withdrawn("a")
-    assert not roster.withdrawn("b")
-
-
-def test_who_was_given_calls_and_is_not_any_more_is_withdrawn() -> None:
-    roster = Roster()
-    assert not roster.withdrawn("a"), "it is starting"
-    roster.update(frozenset("ab"))
-    roster.update(frozenset("b"))
-    assert roster.withdrawn("a")
-    assert not roster.withdrawn("b")
-    roster.update(frozenset("bc"))
-    roster.update(frozenset("c"))
-    assert roster.withdrawn("a")
-    assert roster.withdrawn("b")
-
-
-def test_one_deployments_replicas_say_nothing_of_anothers() -> None:
-    roster = Roster()
-    roster.update(frozenset("a"), "Denoiser")
-    roster.update(frozenset("x"), "Denoiser-base")
-    assert not roster.withdrawn("a")
-    roster.update(frozenset(), "Denoiser-base")
-    assert (roster.withdrawn("a"), roster.withdrawn("x")) == (False, True)
