@@ -68,6 +68,8 @@ class Dispatcher:
         self._jobs = Jobs(settings, Backends(backends), store, open_assets(settings))
         self._session = nodes.session()
         if self._session:
+            self._loop = asyncio.get_running_loop()
+            ROSTER.gone = self._gone
             for handle in denoisers.values():
                 handle.options()  # its router begins to listen to Ray Serve, and not with the first call
         await self._jobs.open(self._session)
@@ -187,14 +189,16 @@ class Dispatcher:
     async def heartbeat(self, state: ReplicaState, tally: Tally | None = None) -> None:
         """One that has just started is answered when it is listed, or when its next heartbeat is due."""
         self._jobs.counted(state.replica_id, tally)
-        if ROSTER.dead(state.replica_id):
-            self._jobs.give_up(state.replica_id)
-            return
         judged = ROSTER.judge(state) if self._session else state
         self._jobs.heartbeat(judged)
         starting = (state.phase, judged.phase) == (Phase.READY, Phase.WARMING_UP)
         if starting and await ROSTER.listing(state.replica_id, self._beat_s):
             self._jobs.heartbeat(state)
+
+    def _gone(self, replica_id: str, dead: bool) -> None:
+        """Called in a router's thread."""
+        told = self._jobs.give_up if dead else self._jobs.withdraw
+        self._loop.call_soon_threadsafe(told, replica_id)
 
     async def leave(self, replica_id: str) -> None:
         """The last word of a replica that is stopped on purpose."""

@@ -7,7 +7,7 @@ each time it unpickles the configuration of a deployment. The routers write here
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 
@@ -24,27 +24,33 @@ class Roster:
         self._seen: frozenset[str] = frozenset()
         self._dead: frozenset[str] = frozenset()
         self._now: Mapping[str, frozenset[str]] = {}
+        self.gone: Callable[[str, bool], None] = lambda _id, _dead: None
 
     def update(self, ids: frozenset[str], deployment: str = "Denoiser") -> None:
-        """Called in a router's thread, for its own deployment: names are bound anew, sets never changed."""
+        """Called in a router's thread, for its own deployment: names are bound anew, sets never changed.
+
+        `gone` is called there with each that is taken off, and whether it is dead.
+        """
         before = self._all()
         self._now = {**self._now, deployment: ids - self._dead}
         left = self._seen - before
         self._seen = before | ids | (left if len(left) < REMEMBERED else frozenset())
+        for replica_id in before - self._all():
+            self.gone(replica_id, replica_id in self._dead)
 
     def died(self, replica_id: str, deployment: str = "Denoiser") -> None:
         """Ray says so before Ray Serve's next list does, and for good; its process may live on."""
         self._dead = frozenset({replica_id}) | (self._dead if len(self._dead) < REMEMBERED else frozenset())
-        self.update(self._now.get(deployment, frozenset()), deployment)
+        listed = self._now.get(deployment, frozenset())
+        self.update(listed, deployment)
+        if replica_id not in listed:  # withdrawn before, when nobody knew why
+            self.gone(replica_id, True)
 
     def lists(self, replica_id: str) -> bool:
         return replica_id in self._all()
 
     def withdrawn(self, replica_id: str) -> bool:
         return replica_id in self._seen and not self.lists(replica_id)
-
-    def dead(self, replica_id: str) -> bool:
-        return replica_id in self._dead
 
     def judge(self, state: ReplicaState) -> ReplicaState:
         """A ready Denoiser is given work while Ray Serve gives it calls, whatever it says itself."""

@@ -295,11 +295,16 @@ class Dispatcher:
             if not pool.life.stopped:
                 pool.served.note()
 
-    def give_up(self, replica_id: str) -> None:
-        """It is dead for everybody else, whatever it says: what it holds is drawn elsewhere."""
+    def withdraw(self, replica_id: str) -> None:
+        """It is about to be stopped: it gets nothing more, and its next heartbeat says so, too."""
         for pool in self._pools:
-            if pool.fleet.knows(replica_id):
-                log.warning("a replica was given up while it lives", replica=replica_id)
+            pool.fleet.withdraw(replica_id)
+
+    def give_up(self, replica_id: str) -> None:
+        """It is dead for everybody else, whatever it still says: what it holds is drawn elsewhere."""
+        for pool in self._pools:
+            if pool.fleet.withdraw(replica_id):
+                log.warning("a replica was given up", replica=replica_id)
             pool.fleet.leave(replica_id)
             pool.lose(replica_id)
 

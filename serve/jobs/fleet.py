@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from serve.jobs.wake import Sleepers
@@ -128,8 +128,13 @@ class Fleet:
         if replica_id not in self._left:
             self._left.append(replica_id)
 
-    def knows(self, replica_id: str) -> bool:
-        return replica_id in self._replicas
+    def withdraw(self, replica_id: str) -> bool:
+        """It stops from now on, until it says something else; False where it is not known."""
+        if (replica := self._replicas.get(replica_id)) is None:
+            return False
+        if replica.state.phase is Phase.READY:
+            replica.state = replace(replica.state, phase=Phase.STOPPING)
+        return True
 
     def stopping(self, replica_id: str) -> bool:
         replica = self._replicas.get(replica_id)

@@ -79,8 +79,21 @@ def test_dead_is_final_though_ray_serve_may_list_it_for_a_while() -> None:
     roster.update(frozenset("ab"))
     roster.died("a")
     roster.update(frozenset("abc"))
-    assert (roster.dead("a"), roster.lists("a"), roster.withdrawn("a")) == (True, False, True)
-    assert (roster.dead("b"), roster.lists("b"), roster.lists("c")) == (False, True, True)
+    assert [roster.lists(letter) for letter in "abc"] == [False, True, True]
+    assert roster.withdrawn("a")
+
+
+def test_who_is_taken_off_is_told_and_whether_it_is_dead() -> None:
+    roster = Roster()
+    told: list[tuple[str, bool]] = []
+    roster.gone = lambda replica_id, dead: told.append((replica_id, dead))
+    roster.update(frozenset("abc"))
+    roster.died("a")
+    assert told == [("a", True)]
+    roster.update(frozenset("c"))
+    assert told == [("a", True), ("b", False)]
+    roster.died("b")
+    assert told == [("a", True), ("b", False), ("b", True)], "Ray Serve has withdrawn it, and Ray says why"
 
 
 def test_a_ready_denoiser_is_ready_while_it_is_listed() -> None:
@@ -109,6 +122,8 @@ async def test_who_is_listed_within_patience_is_waited_for() -> None:
 def test_all_routers_of_a_process_write_to_what_its_dispatcher_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray Serve pickles their module by value, and unpickles it with every configuration."""
     monkeypatch.setattr(roster, "ROSTER", Roster())
+    told: list[tuple[str, bool]] = []
+    roster.ROSTER.gone = lambda replica_id, dead: told.append((replica_id, dead))
     config = RequestRouterConfig(request_router_class=f"{placement.__name__}.PlacedRouter")
     deployment = DeploymentID("Denoiser", "zimage")
     for letter in "ab":
@@ -117,8 +132,7 @@ def test_all_routers_of_a_process_write_to_what_its_dispatcher_reads(monkeypatch
         empty: dict[str, Any] = {"_replicas": {}, "_replica_id_set": set(), "_queue_len_gauge_last_update": {}}
         bare.__dict__ |= empty | {"_deployment_id": deployment}
         bare.on_replica_actor_died(ReplicaID(letter, deployment))
-    assert roster.ROSTER.dead("a")
-    assert roster.ROSTER.dead("b")
+    assert told == [("a", True), ("b", True)]
 
 
 @pytest.mark.parametrize(("wanted", "chosen"), [("a", "a"), ("b", "b"), ("gone", "ab")])

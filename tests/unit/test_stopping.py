@@ -126,6 +126,18 @@ async def test_what_a_replica_held_that_is_given_up_is_drawn_elsewhere(jobs: Dis
     assert await restarts(jobs) == 1
 
 
+async def test_one_that_is_withdrawn_stops_from_that_moment_on(jobs: Dispatcher, replicas: Replicas) -> None:
+    first = await submitted(jobs)
+    (held,) = await replicas.settled()
+    jobs.withdraw("d1")
+    jobs.withdraw("nobody")
+    await submitted(jobs)
+    assert await replicas.settled() == [held]
+    await replicas.finish(held)
+    assert isinstance(await last(jobs, first), Succeeded)
+    assert await restarts(jobs) == 0
+
+
 async def test_ones_that_left_stay_known_however_often_another_is_given_up(jobs: Dispatcher) -> None:
     jobs.leave("d1")
     for _ in range(200):
