@@ -109,15 +109,14 @@ async def test_a_suspect_has_its_replica_to_itself_and_on_its_last_try_the_whole
         await life.runs()  # the first one; two are on the replica
     async with crashing(tmp_path) as life:
         beat(life.jobs, "d2")
-        await life.sent()
-        await asyncio.sleep(0.05)
+        await life.replicas.held_when(3)
         assert on_replicas(life) == {"d1": 1, "d2": 2}
     async with Life(tmp_path) as life:
         beat(life.jobs, "d2")
         suspect = await life.sent()
         assert on_replicas(life) == {"d1": 1}
         await life.replicas.finish(suspect[0])
-        await asyncio.sleep(0.05)
+        await life.replicas.held_when(2)
         assert on_replicas(life) == {"d1": 1, "d2": 1}
 
 
