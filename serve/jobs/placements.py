@@ -25,8 +25,17 @@ class Placement:
     task: Task
     attempt: int
     drive: asyncio.Task[None] | None = None
+    begun: bool = False
     lost: bool = False
     planned: bool = False
+
+    def cancel(self) -> None:
+        """Once it has begun: a task that is cancelled before never enters its `try`, and nobody hears of its end."""
+        assert self.drive is not None
+        if self.begun:
+            self.drive.cancel()
+        else:
+            asyncio.get_running_loop().call_soon(self.drive.cancel)  # which comes after its first step
 
 
 class Outcomes(Protocol):
@@ -91,11 +100,11 @@ class Placements:
 
     def stop(self, job: Job | None = None) -> list[asyncio.Task[None]]:
         """Cancels what is placed of a job, or everything; what it returns has ended when the replicas have stopped."""
-        mine = (placement.drive for placement in self._placed.values() if job is None or placement.job is job)
-        drives = [drive for drive in mine if drive is not None and drive is not asyncio.current_task()]
-        for drive in drives:
-            drive.cancel()
-        return drives
+        mine = [placement for placement in self._placed.values() if job is None or placement.job is job]
+        others = [placement for placement in mine if placement.drive is not asyncio.current_task()]
+        for placement in others:
+            placement.cancel()
+        return [placement.drive for placement in others if placement.drive is not None]
 
     def hand_over(self, job: Job, heir: Job) -> None:
         """What is placed of a job goes on for another one, which has taken over its work."""
@@ -109,11 +118,11 @@ class Placements:
             placement = self._placed.get(task_id)
             if placement is not None and placement.drive is not asyncio.current_task():
                 placement.lost, placement.planned = True, planned
-                assert placement.drive is not None
-                placement.drive.cancel()
+                placement.cancel()
 
     async def _drive(self, placement: Placement) -> None:
         task = placement.task
+        placement.begun = True
         try:
             answer = await self._generate(placement.job, task)
         except asyncio.CancelledError:

@@ -12,7 +12,7 @@ import pytest
 from serve.jobs.dispatcher import Dispatcher
 from serve.jobs.fleet import ReplicaGone
 from serve.jobs.wake import LEAST_S, PROCESS_S, Sleepers
-from serve.messages import Phase, Queued, ReplicaState, Succeeded
+from serve.messages import Canceled, Phase, Queued, ReplicaState, Succeeded
 from tests.unit.replicas import SLOTS, STEP_S, TIMES, Replicas, beat, dispatcher_over, last, order, submitted
 
 SOLO_S = 8 * STEP_S
@@ -124,6 +124,33 @@ async def test_what_a_replica_held_that_is_given_up_is_drawn_elsewhere(jobs: Dis
     assert isinstance(await last(jobs, job_id), Succeeded)
     assert [(task.replica_id, task.attempt) for task in replicas.tasks] == [("d1", 1), ("d2", 2)]
     assert await restarts(jobs) == 1
+
+
+async def placed_at_this_moment(jobs: Dispatcher) -> str:
+    """On d1; nothing of it has been done yet."""
+    jobs.withdraw("d1")
+    job_id = await submitted(jobs)
+    jobs.heartbeat(denoiser("d1"))
+    return job_id
+
+
+async def test_what_was_placed_at_the_moment_of_a_loss_is_drawn_elsewhere(jobs: Dispatcher, replicas: Replicas) -> None:
+    job_id = await placed_at_this_moment(jobs)
+    jobs.give_up("d1")
+    jobs.heartbeat(denoiser("d2"))
+    await replicas.settled()
+    (held,) = await replicas.held_when(1)
+    await replicas.finish(held)
+    assert isinstance(await last(jobs, job_id), Succeeded)
+
+
+async def test_what_is_cancelled_at_the_moment_that_it_is_placed_leaves_its_slot(jobs: Dispatcher) -> None:
+    for _ in range(SLOTS + 1):
+        job_id = await placed_at_this_moment(jobs)
+        await jobs.cancel(job_id)
+        assert isinstance(await last(jobs, job_id), Canceled)
+    stats = await jobs.stats()
+    assert [view.placed for view in stats.replicas if view.state.role == "denoiser"] == [0]
 
 
 async def test_one_that_is_withdrawn_stops_from_that_moment_on(jobs: Dispatcher, replicas: Replicas) -> None:
