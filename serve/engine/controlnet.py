@@ -62,7 +62,7 @@ class ControlNet:
 
     def __init__(self, file: ControlNetFile, model: Any, arithmetic: Arithmetic) -> None:
         config = model.config
-        self.name, self.digest, self.work = file.name, file.digest, file.work
+        self.name, self.digest = file.name, file.digest
         self.nbytes = sum(parameter.nbytes for parameter in model.parameters())
         self.retired = False
         self.channels: int = config.control_in_dim

@@ -78,7 +78,7 @@ class Generation:
     def shape(self) -> Shape:
         """Pictures of one shape may share a step."""
         adapter = None if self.adapter is None else (self.adapter.name, self.adapter_scale)
-        controlnet = None if self.control is None else (self.control.net.name, self.control.net.work)
+        controlnet = None if self.control is None else self.control.net.name
         captions = tuple(pad_length(len(rows)) for rows in self.embeddings)
         return Shape(self.height, self.width, captions, adapter, controlnet)
 

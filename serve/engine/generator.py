@@ -52,6 +52,10 @@ class Generator:
     adapters: Adapters[AdapterFile, Adapter] = field(default_factory=no_adapters)
     controlnets: Adapters[ControlNetFile, ControlNet] = field(default_factory=no_controlnets)
 
+    def __post_init__(self) -> None:
+        for file in self.controlnets.files.values():
+            self.engine.times.expect(file.name, file.work)
+
     async def generate(self, task: Task, embedding: Embedding, negative: Embedding | None, report: Report) -> Generated:
         """Returns when the picture is in the asset store. Cancelling the caller stops it at the next step."""
         loop = asyncio.get_running_loop()

@@ -187,10 +187,11 @@ def entry(id: str, shape: Shape) -> Entry:
 
 def test_only_requests_of_one_controlnet_share_a_step() -> None:
     times = StepTimes()
-    plain, lines = Shape(64, 64, (32,)), Shape(64, 64, (32,), controlnet=("lines", 1.5))
+    plain, lines = Shape(64, 64, (32,)), Shape(64, 64, (32,), controlnet="lines")
+    times.expect("lines", 1.5)
     times.observe_step(plain.tokens, 1, 1.0)
     times.observe_step(plain.tokens, 4, 1.0)
-    entries = [entry("a", lines), entry("b", plain), entry("c", lines), entry("d", replace(lines, controlnet=("x", 1)))]
+    entries = [entry("a", lines), entry("b", plain), entry("c", lines), entry("d", replace(lines, controlnet="x"))]
     batch = Batcher(times, 4).fill(entries[0], entries, 0.0)
     assert [it.id for it in batch] == ["a", "c"]
     assert Batcher(times, 4).step_seconds(lines) == 1.5 * Batcher(times, 4).step_seconds(plain)
@@ -216,7 +217,7 @@ def test_a_step_with_one_is_given_more_memory() -> None:
     memory, plain = Memory(Fixed()), Shape(64, 64, (32,))
     large = Shape(256, 256, (32,))
     assert memory.measure_step(large, 1, lambda: None)
-    assert memory.step_bytes(replace(large, controlnet=("lines", 1.5))) > memory.step_bytes(large)
+    assert memory.step_bytes(replace(large, controlnet="lines")) > memory.step_bytes(large)
     assert memory.step_bytes(plain) > 0
 
 
