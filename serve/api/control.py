@@ -6,13 +6,12 @@ from typing import TypedDict
 
 from serve.api.generation import ImageBody
 from serve.controlnet_settings import MAX_CONTROL_SCALE
-from serve.document import suggestion
+from serve.document import one_of, suggestion
 from serve.errors import ControlNetNotFound, InvalidRequest
 from serve.inputs import Brought
 from serve.messages import ImageRequest
 from serve.settings import Settings
 
-MOST_NAMES = 20
 FIELDS = ("controlnet", "controlnet_conditioning_scale")
 
 
@@ -74,4 +73,4 @@ def _there(settings: Settings) -> str:
     names = tuple(settings.controlnets)
     if not names:
         return "leave controlnet and control_image out: there are none, see docs/controlnets.md"
-    return f"send one of: {', '.join(names[:MOST_NAMES])}; GET /v1/models has them all"
+    return one_of(names, "GET /v1/models")
