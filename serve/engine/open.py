@@ -144,6 +144,7 @@ def open_controlnets(settings: Settings, folder: Path, placement: Placement) -> 
         budget=settings.controlnet_bytes,
         item_bytes=placement.dtype.itemsize,
         kind="controlnet",
+        model=settings.served_model_name,
     )
 
 

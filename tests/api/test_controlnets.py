@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -68,6 +69,19 @@ async def job(api: httpx.AsyncClient, path: str = "/v1/jobs", **body: Any) -> di
     answer = await api.post(path, json=body, headers={"Prefer": "wait=60"})
     assert answer.status_code in (200, 202), answer.text
     return answer.json()
+
+
+async def test_they_are_counted_by_name(api) -> None:
+    await generate(api, **LINES, seed=41)
+    told = (await api.get("/metrics")).text
+    seen = dict(line.rsplit(" ", 1) for line in told.splitlines() if line.startswith("zimage_controlnet"))
+    of = {
+        dict(re.findall(r'(\w+)="([^"]*)"', name)).get("controlnet", ""): name for name in seen if "loads_total" in name
+    }
+    assert float(seen[of["lines"]]) >= 1
+    assert float(seen[of["lines"].replace("loads", "images")]) >= 1
+    assert float(seen[of["depth"].replace("loads", "evictions")]) == 0, "there before it happens"
+    assert float(seen["zimage_controlnet_load_duration_seconds_count"]) >= 1
 
 
 async def test_a_picture_has_the_size_of_the_one_it_follows(api) -> None:
