@@ -10,6 +10,7 @@ from serve.document import one_of, suggestion
 from serve.errors import ControlNetNotFound, InvalidRequest
 from serve.inputs import Brought
 from serve.messages import ImageRequest
+from serve.presets.choice import Choice
 from serve.settings import Settings
 
 FIELDS = ("controlnet", "controlnet_conditioning_scale")
@@ -22,14 +23,14 @@ class Control(TypedDict):
     controlnet_conditioning_scale: float
 
 
-def control(body: ImageBody, brought: Brought, settings: Settings) -> Control:
-    """Raises InvalidRequest, ControlNetNotFound."""
-    name = body.controlnet
-    if name is None:
-        if brought.control is not None:
-            told = "control_image is sent without controlnet"
-            raise InvalidRequest(told, param="controlnet", hint=_there(settings))
+def control(body: ImageBody, brought: Brought, choice: Choice, settings: Settings) -> Control:
+    """What is asked for; a preset's own is for a picture that is brought. Raises InvalidRequest, ControlNetNotFound."""
+    name = choice.controlnet(body.controlnet)
+    if body.controlnet is None and brought.control is None:
         return Control(controlnet=None, controlnet_conditioning_scale=1.0)
+    if name is None:
+        told = "control_image is sent without controlnet"
+        raise InvalidRequest(told, param="controlnet", hint=_there(settings))
     _check_name(name, settings)
     if brought.control is None:
         raise InvalidRequest(
@@ -43,7 +44,7 @@ def control(body: ImageBody, brought: Brought, settings: Settings) -> Control:
             param="mask",
             hint="leave out one of them: an image without a mask may have a controlnet",
         )
-    asked = body.controlnet_conditioning_scale
+    asked = choice.control_scale(body.controlnet_conditioning_scale, name)
     scale = settings.controlnets[name].scale if asked is None else asked
     return Control(controlnet=name, controlnet_conditioning_scale=float(scale))
 

@@ -8,6 +8,7 @@ from ulid import ULID
 
 from serve.api import checks
 from serve.api.accept import RawBytes
+from serve.api.control import FIELDS as CONTROL
 from serve.api.control import control
 from serve.api.control import without_effect as without_control
 from serve.api.deps import Door
@@ -29,7 +30,7 @@ _NAMED: dict[str | None, Quality] = {
     "max": "max",
 }
 STRENGTH, MASKED_STRENGTH = 0.6, 1.0  # as diffusers' pipelines have them
-FILLED_UP = ("size", "num_inference_steps", "quality", "guidance_scale", "negative_prompt", *FIELDS)
+FILLED_UP = ("size", "num_inference_steps", "quality", "guidance_scale", "negative_prompt", *FIELDS, *CONTROL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,7 +184,7 @@ def request_of(
         deterministic=bool(body.deterministic),
         strength=None if brought.source is None else _strength(body, brought.source),
         **how(body, choice, settings, guidance),
-        **control(body, brought, settings),
+        **control(body, brought, choice, settings),
     )
 
 

@@ -95,6 +95,17 @@ class Choice:
         own = self.preset.adapter_scale if self.preset and self.preset.adapter == adapter else None
         return self._decide("adapter_scale", asked, own)
 
+    def controlnet(self, asked: str | None) -> str | None:
+        """Of a request that brings a picture to follow."""
+        return self._decide("controlnet", asked, self.preset.controlnet if self.preset else None)
+
+    def control_scale(self, asked: float | None, controlnet: str) -> float | None:
+        """The preset's is for its own ControlNet only."""
+        own = (
+            self.preset.controlnet_conditioning_scale if self.preset and self.preset.controlnet == controlnet else None
+        )
+        return self._decide("controlnet_conditioning_scale", asked, own)
+
     def cfg(self, normalization: float | None, truncation: float | None) -> tuple[float | None, float | None]:
         preset = self.preset
         if preset is None:

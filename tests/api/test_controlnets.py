@@ -16,12 +16,25 @@ from openai import AsyncOpenAI
 from PIL import Image, ImageDraw
 
 from serve.api.app import create_app
+from serve.errors import InvalidConfig
 from serve.local import open_service
+from serve.presets.catalog import parse
+from serve.presets.hot import hot_presets
 from serve.settings import EMBEDDED_FOLDER
 from tests import control_files
 
 SHIPPED = EMBEDDED_FOLDER / "controlnets" / "lines"
 QUICK = {"num_inference_steps": 2, "seed": 5, "prompt": "a red fox on a yellow background"}
+
+PRESETS = """
+presets:
+  - name: sketch
+    title: {en: Sketch, zh: 草图}
+    prompt: "a drawing of {prompt}"
+    controlnet: lines
+    controlnet_conditioning_scale: 0.4
+    locked: [controlnet]
+"""
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
@@ -29,10 +42,17 @@ async def api(settings, tmp_path_factory) -> AsyncIterator[httpx.AsyncClient]:
     folder = tmp_path_factory.mktemp("controlnets")
     lines = {"weights": str(control_files.write(folder / "lines", "plain")), "scale": 0.9}
     depth = str(control_files.write(folder / "depth", "own", seed=2))
-    changes = {"data": folder / "data", "presets": None, "controlnets": {"lines": lines, "depth": depth}}
+    (folder / "presets.yaml").write_text(PRESETS, encoding="utf-8")
+    changes = {
+        "data": folder / "data",
+        "presets": folder / "presets.yaml",
+        "controlnets": {"lines": lines, "depth": depth},
+    }
     own = type(settings).model_validate(settings.model_dump() | changes | {"cache": {"enabled": True}})
     async with open_service(own) as service:
-        app = create_app(service, service.assets, service.prompts, own)
+        presets = hot_presets(own)
+        await presets.open()
+        app = create_app(service, service.assets, service.prompts, own, presets=presets)
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
             yield client
 
@@ -69,6 +89,28 @@ async def job(api: httpx.AsyncClient, path: str = "/v1/jobs", **body: Any) -> di
     answer = await api.post(path, json=body, headers={"Prefer": "wait=60"})
     assert answer.status_code in (200, 202), answer.text
     return answer.json()
+
+
+async def test_a_preset_may_name_one_for_pictures_that_are_brought_and_lock_it(api) -> None:
+    quick = QUICK | {"preset": "sketch"}
+    asked = await job(api, **quick, control_image=LINES["control_image"])
+    assert (asked["request"]["controlnet"], asked["request"]["controlnet_conditioning_scale"]) == ("lines", 0.4)
+    assert "controlnet" not in (await job(api, **quick, size="64x64"))["request"], "nothing was brought"
+    own = await job(api, **quick, **LINES, controlnet_conditioning_scale=1.2)
+    assert own["request"]["controlnet_conditioning_scale"] == 1.2, "that is not locked"
+    refused = await api.post("/v1/jobs", json=quick | LINES | {"controlnet": "depth"})
+    error = refused.json()["error"]
+    assert (refused.status_code, error["param"]) == (400, "controlnet")
+    assert "controlnet is 'depth', but preset 'sketch' fixes it at 'lines'" in error["message"]
+    again = await job(api, f"/v1/jobs/{asked['id']}/rerun", prompt="a hare")
+    assert again["request"]["prompt"] == "a drawing of a hare"
+    assert (again["request"]["controlnet"], again["request"]["controlnet_conditioning_scale"]) == ("lines", 0.4)
+    assert (await api.get("/v1/presets")).json()["data"][0]["controlnet"] == "lines"
+
+
+async def test_a_preset_with_one_that_is_not_there_is_refused(settings) -> None:
+    with pytest.raises(InvalidConfig, match=r"presets\[0\].controlnet.*there is no controlnet 'lines', but: none"):
+        parse("presets.yaml", PRESETS, settings)
 
 
 async def test_they_are_counted_by_name(api) -> None:

@@ -11,22 +11,37 @@ from playwright.async_api import Page, expect
 
 from serve.api.app import create_app
 from serve.local import open_service
+from serve.presets.hot import hot_presets
 from serve.settings import EMBEDDED_FOLDER
 from tests.api.conftest import served
 from tests.browser.conftest import draw
 from tests.browser.test_care import violations
 from tests.browser.test_make import made, sent_by
 
+PRESETS = """
+presets:
+  - name: sketch
+    title: {en: Sketch, zh: 草图}
+    controlnet: lines
+    controlnet_conditioning_scale: 0.4
+    locked: [controlnet, controlnet_conditioning_scale]
+"""
 WEIGHTS = str(EMBEDDED_FOLDER / "controlnets" / "lines")
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def url(settings, tmp_path_factory) -> AsyncIterator[str]:
     folder = tmp_path_factory.mktemp("controlnets")
+    (folder / "presets.yaml").write_text(PRESETS, encoding="utf-8")
     controlnets = {"lines": {"weights": WEIGHTS, "scale": 0.85}}
-    own = type(settings).model_validate(settings.model_dump() | {"data": folder / "data", "controlnets": controlnets})
-    async with open_service(own) as service, served(create_app(service, service.assets, service.prompts, own)) as url:
-        yield url
+    changes = {"data": folder / "data", "presets": folder / "presets.yaml", "controlnets": controlnets}
+    own = type(settings).model_validate(settings.model_dump() | changes)
+    async with open_service(own) as service:
+        presets = hot_presets(own)
+        await presets.open()
+        app = create_app(service, service.assets, service.prompts, own, presets=presets)
+        async with served(app) as url:
+            yield url
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +151,21 @@ async def test_the_gallery_the_file_and_variations_know_it(visit, url, circle):
         await expect(lines(page)).to_have_attribute("aria-pressed", "true")
         await expect(followed(page)).to_have_count(0)  # the file does not hold it
         await expect(page.get_by_role("button", name="Choose the picture to follow")).to_be_visible()
+
+
+async def test_a_preset_that_insists_on_its_own_asks_for_the_picture_alone(visit, url, circle):
+    async with visit(url) as page:
+        await page.get_by_role("button", name="Sketch").click()
+        await expect(page.get_by_role("group", name="ControlNet")).to_have_count(0)
+        await expect(strength(page)).to_have_count(0)
+        sent = await sent_by(page, lambda: draw(page, "a sketch of nothing"))
+        assert "controlnet" not in sent
+        await page.get_by_label("The picture to follow").set_input_files(circle)
+        await expect(followed(page)).to_be_visible()
+        sent = await sent_by(page, lambda: draw(page, "a sketch of an orange"))
+        assert (sent["controlnet"], "controlnet_conditioning_scale" in sent) == ("lines", False)
+        card = page.locator(".card", has_text="a sketch of an orange")
+        await expect(card.locator(".state.succeeded")).to_be_visible()
 
 
 async def test_where_there_are_none_nothing_is_said_of_them(page):

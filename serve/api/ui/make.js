@@ -40,7 +40,7 @@ function body() {
     const { source, strength, mask } = state.reference;
     Object.assign(sent, { image: source, strength }, mask ? { mask } : {});
   }
-  Object.assign(sent, controlSent());
+  Object.assign(sent, controlSent(presetOf(form)));
   if (state.models.length > 1) sent.model = state.model.id;
   if (state.me?.interactive) sent.priority = "interactive";
   return sent;
@@ -186,7 +186,7 @@ export function Make() {
     <${Chips} label=${t("preset")} kind="p:" pictures=${pictures} list=${catalog?.data ?? []} chosen=${form.preset} onChoose=${(preset) => setForm({ preset })} />
     <${Chips} label=${t("style")} kind="s:" pictures=${pictures} list=${catalog?.styles ?? []} chosen=${form.style_preset} onChoose=${(style_preset) => setForm({ style_preset })} />
     <${Adapter} form=${form} pictures=${pictures} />
-    <${Control} pictures=${pictures} />
+    <${Control} pictures=${pictures} preset=${presetOf(form)} />
     <${Size} form=${form} />
     <${Seed} form=${form} />
     <details open=${form.num_inference_steps !== null || form.guidance_scale !== null || !!form.negative_prompt}><summary>${t("advanced")}</summary>
