@@ -164,6 +164,9 @@ def _open(name: str, controlnet: ControlNetSettings, model: TransformerConfig) -
     config = _config(name, path, tensors, model)
     if problem := config.problem(model):
         _refuse(name, path, problem)
+    if controlnet.masks and config.control_in_dim < (needed := 2 * model.in_channels + 1):
+        what = f"masks is true, but control_in_dim is {config.control_in_dim}, and one that knows masks has {needed}"
+        _refuse(name, path, what)
     expected = config.shapes()
     for key, shape in expected.items():
         if tensors.get(key) != shape:

@@ -39,11 +39,7 @@ def control(body: ImageBody, brought: Brought, choice: Choice, settings: Setting
             hint="send the picture that it is to follow, such as lines, as docs/controlnets.md says",
         )
     if brought.source is not None and brought.source.mask is not None:
-        raise InvalidRequest(
-            "controlnet and mask do not go together",
-            param="mask",
-            hint="leave out one of them: an image without a mask may have a controlnet",
-        )
+        _check_masks(name, settings)
     asked = choice.control_scale(body.controlnet_conditioning_scale, name)
     scale = settings.controlnets[name].scale if asked is None else asked
     return Control(controlnet=name, controlnet_conditioning_scale=float(scale))
@@ -58,7 +54,21 @@ def without_effect(body: ImageBody, request: ImageRequest) -> dict[str, bool]:
 def controlnets_json(settings: Settings) -> list[dict[str, object]]:
     """What `GET /v1/models` says of them."""
     most = MAX_CONTROL_SCALE
-    return [{"id": name, "scale": one.scale, "max_scale": most} for name, one in settings.controlnets.items()]
+    return [
+        {"id": name, "scale": one.scale, "max_scale": most, "masks": one.masks}
+        for name, one in settings.controlnets.items()
+    ]
+
+
+def _check_masks(name: str, settings: Settings) -> None:
+    if not settings.controlnets[name].masks:
+        able = tuple(other for other, one in settings.controlnets.items() if one.masks)
+        leave = "leave out the mask: an image without one may have any controlnet"
+        raise InvalidRequest(
+            f"controlnet {name!r} and mask do not go together: it knows no masks",
+            param="mask",
+            hint=f"{one_of(able, 'GET /v1/models')}, or {leave}" if able else leave,
+        )
 
 
 def _check_name(name: str, settings: Settings) -> None:

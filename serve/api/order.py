@@ -15,7 +15,7 @@ from serve.api.deps import Door
 from serve.api.generation import GenerationBody, ImageBody, Quality
 from serve.api.how import FIELDS, how, without_effect
 from serve.errors import InvalidRequest
-from serve.inputs import NOTHING, Brought, Source
+from serve.inputs import NOTHING, Brought
 from serve.messages import ImageFormat, ImageRequest, PresetUse, Submission
 from serve.presets.choice import Choice, Wrapped
 from serve.settings import Settings
@@ -182,13 +182,17 @@ def request_of(
         output_format=output_format,
         output_compression=None if output_format == "png" else body.output_compression,
         deterministic=bool(body.deterministic),
-        strength=None if brought.source is None else _strength(body, brought.source),
+        strength=_strength(body, brought),
         **how(body, choice, settings, guidance),
         **control(body, brought, choice, settings),
     )
 
 
-def _strength(body: ImageBody, source: Source) -> float:
+def _strength(body: ImageBody, brought: Brought) -> float | None:
+    """None where it begins with noise: a ControlNet that is given the mask draws all of it."""
+    source = brought.source
+    if source is None or (source.mask is not None and brought.control is not None):
+        return None
     default = STRENGTH if source.mask is None else MASKED_STRENGTH
     return default if body.strength is None else float(body.strength)
 

@@ -24,11 +24,15 @@ OnStep = Callable[[int, Pixels | None], None]
 
 @dataclass(frozen=True, slots=True)
 class Control:
-    """As a request has it: a ControlNet, the picture for it, of the very size that is drawn, and its scale."""
+    """As a request has it: a ControlNet, the picture for it, of the very size that is drawn, and its scale.
+
+    One that knows masks may be given another picture with what of it is to be drawn anew.
+    """
 
     net: ControlNet
     picture: Reference
     scale: float
+    masked: Reference | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -41,7 +41,7 @@ presets:
 async def api(settings, tmp_path_factory) -> AsyncIterator[httpx.AsyncClient]:
     folder = tmp_path_factory.mktemp("controlnets")
     lines = {"weights": str(control_files.write(folder / "lines", "plain")), "scale": 0.9}
-    depth = str(control_files.write(folder / "depth", "own", seed=2))
+    depth = {"weights": str(control_files.write(folder / "depth", "own", seed=2)), "masks": True}
     (folder / "presets.yaml").write_text(PRESETS, encoding="utf-8")
     changes = {
         "data": folder / "data",
@@ -111,6 +111,28 @@ async def test_a_preset_may_name_one_for_pictures_that_are_brought_and_lock_it(a
 async def test_a_preset_with_one_that_is_not_there_is_refused(settings) -> None:
     with pytest.raises(InvalidConfig, match=r"presets\[0\].controlnet.*there is no controlnet 'lines', but: none"):
         parse("presets.yaml", PRESETS, settings)
+
+
+async def test_one_that_knows_masks_is_given_the_picture_and_the_mask(api) -> None:
+    """And draws from noise: `strength` means nothing then."""
+    begun = {"image": b64(file()), "mask": b64(file()), "control_image": b64(file()), "controlnet": "depth"}
+    whole = await drawn(api, **begun | {"image": None, "mask": None})
+    assert np.abs(whole - await drawn(api, **begun)).max() > 4
+    answer = await generate(api, **begun, strength=0.5)
+    assert answer.headers["X-Ignored-Parameters"] == "strength"
+    asked = await job(api, **QUICK, **begun, strength=0.5)
+    assert (asked["status"], asked["request"]["strength"]) == ("succeeded", None)
+    assert asked["progress"] == {"step": 2, "steps": 2} | asked["progress"]
+    again = await job(api, f"/v1/jobs/{asked['id']}/rerun", seed=9)
+    names = ("image", "mask", "control_image", "controlnet", "strength")
+    assert [again["request"][name] for name in names] == [asked["request"][name] for name in names]
+
+
+async def test_another_says_which_one_knows_masks(api) -> None:
+    begun = {"image": b64(file()), "mask": b64(file())}
+    error = (await api.post("/v1/jobs", json=QUICK | LINES | begun)).json()["error"]
+    assert error["message"] == "controlnet 'lines' and mask do not go together: it knows no masks"
+    assert error["hint"].startswith("send one of: depth, or leave out the mask")
 
 
 async def test_they_are_counted_by_name(api) -> None:
@@ -215,7 +237,10 @@ async def test_hugging_faces_client_sends_it_among_the_parameters(api) -> None:
 
 async def test_models_lists_them(api) -> None:
     (model, *aliases) = (await api.get("/v1/models")).json()["data"]
-    known = [{"id": "lines", "scale": 0.9, "max_scale": 2.0}, {"id": "depth", "scale": 0.75, "max_scale": 2.0}]
+    known = [
+        {"id": "lines", "scale": 0.9, "max_scale": 2.0, "masks": False},
+        {"id": "depth", "scale": 0.75, "max_scale": 2.0, "masks": True},
+    ]
     assert model["controlnets"] == known
     assert all("controlnets" not in alias for alias in aliases)
 

@@ -178,6 +178,16 @@ def test_one_larger_than_the_bytes_for_all_stops_the_start(tmp_path: Path) -> No
         open_controlnets(small, EMBEDDED_FOLDER, Placement(torch.device("cpu"), torch.float32))
 
 
+def test_one_that_is_to_know_masks_must_have_the_channels(tmp_path: Path) -> None:
+    for kind, known in (("plain", False), ("own", True)):
+        folder = control_files.write(tmp_path / kind, kind)
+        found = Settings.model_validate({"controlnets": {"it": {"weights": str(folder), "masks": True}}})
+        told = [problem.message for problem in check_files(found, EMBEDDED_FOLDER)]
+        assert (not told) is known
+        if not known:
+            assert "masks is true, but control_in_dim is 16, and one that knows masks has 33" in told[0]
+
+
 # --- in groups, in time, in memory
 
 

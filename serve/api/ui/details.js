@@ -35,7 +35,7 @@ function asPython(one) {
 function Facts({ one, known, job }) {
   const rows = [
     [t("negative"), one.negative_prompt], [t("size"), `${one.width} × ${one.height}`], [t("steps"), one.num_inference_steps], [t("guidance"), one.guidance_scale],
-    [t("seed"), one.seed], [t("began_with"), one.image && html`<${BegunOf} one=${one} /> ${Math.round(one.strength * 100)} %`], [t("adapter"), one.adapter && `${one.adapter} × ${one.adapter_scale}`], [t("controlnet"), one.controlnet && html`<${FollowedBy} one=${one} /> ${one.controlnet} × ${one.controlnet_conditioning_scale}`], [t("preset"), job?.preset?.name], [t("style"), job?.preset?.style_preset], [t("model"), one.model], [t("bytes"), `${one.format}, ${size(one.bytes)}`], [t("created"), when(one.created_at)],
+    [t("seed"), one.seed], [t("began_with"), one.image && html`<${BegunOf} one=${one} /> ${Math.round((one.strength ?? 1) * 100)} %`], [t("adapter"), one.adapter && `${one.adapter} × ${one.adapter_scale}`], [t("controlnet"), one.controlnet && html`<${FollowedBy} one=${one} /> ${one.controlnet} × ${one.controlnet_conditioning_scale}`], [t("preset"), job?.preset?.name], [t("style"), job?.preset?.style_preset], [t("model"), one.model], [t("bytes"), `${one.format}, ${size(one.bytes)}`], [t("created"), when(one.created_at)],
     [t("timings"), job?.timings && ["queue_ms", "encode_ms", "denoise_ms", "decode_ms", "total_ms"].map((name) => `${t(name)} ${job.timings[name]} ms`).join(" · ")],
     [t("weights"), known?.metadata.weights], [t("engine"), known?.metadata.engine], [t("hash"), known && html`<code>${known.sha256}</code>`],
   ];

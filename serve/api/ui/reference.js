@@ -70,7 +70,7 @@ const inputUrl = (named) => (named ? `${BASE}v1/inputs/${named.split(":")[1]}` :
 // That of a job that began with one, with what was painted.
 export function referenceOf(request) {
   const { image, mask, strength } = request, url = inputUrl(image);
-  return image ? { source: image, url, full: url, strength, mask: mask ?? null, maskUrl: inputUrl(mask) } : null;
+  return image ? { source: image, url, full: url, strength: strength ?? 1, mask: mask ?? null, maskUrl: inputUrl(mask) } : null;
 }
 
 // And of one that followed one.
