@@ -73,7 +73,7 @@ def configured(folder: Path, denoisers: int = 2, **args: object) -> Path:
     return path
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")  # an idle one would slow down what comes after
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     folder = tmp_path_factory.mktemp("chaos")
     with ExitStack() as stack:

@@ -10,7 +10,7 @@ from tests.stores.conftest import postgresql
 __all__ = ["postgresql", "server"]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")  # an idle one would slow down what comes after
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     server = Server.start(tmp_path_factory.mktemp("data"))
     yield server

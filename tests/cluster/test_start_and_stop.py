@@ -70,7 +70,7 @@ def test_jobs_go_on_after_a_stop_and_none_is_blamed(tmp_path: Path):
         server.stop()
 
 
-@pytest.mark.parametrize("after_s", [1.0, 3.0])
+@pytest.mark.parametrize("after_s", [pytest.param(1.0, marks=pytest.mark.nightly), 3.0])
 def test_a_stop_while_ray_starts_is_clean(tmp_path: Path, after_s: float):
     port = str(free_port())
     command = [sys.executable, "-m", "deployments.run", "config/serve.yaml", "--port", port, "--data", str(tmp_path)]

@@ -10,7 +10,7 @@ import pytest
 
 from tests.cluster.server import Server
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.nightly]  # tests/wiring has both models every time
 
 TURBO, BASE = "z-image-turbo", "z-image-base"
 LONG = {"model": BASE, "size": "256x256", "num_inference_steps": 50}
@@ -49,7 +49,6 @@ def test_each_model_draws_in_processes_of_its_own(two: Server, client: httpx.Cli
     assert f'nv_inference_count{{model="{TURBO}",version="1"}} 1.0' in metrics
 
 
-@pytest.mark.nightly
 def test_the_death_of_ones_denoiser_is_not_felt_by_the_other(two: Server, client: httpx.Client) -> None:
     jobs = [client.post("/v1/jobs", json={"prompt": "a fox", "seed": seed} | LONG).json()["id"] for seed in range(4)]
     two.wait_until(lambda: client.get(f"/v1/jobs/{jobs[0]}").json()["status"] == "running", 30, "it draws")

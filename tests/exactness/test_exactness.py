@@ -21,7 +21,7 @@ from tests.exactness.crowd import Crowd, Visitor
 from tests.exactness.reference import draw
 
 CROWD = 5  # of which one may leave early
-CROWDS = int(os.environ.get("ZIMAGE_EXACTNESS_CROWDS", "6"))
+CROWDS = int(os.environ.get("ZIMAGE_EXACTNESS_CROWDS", "3"))
 TOLERANCE = 1  # of 255
 
 words = st.sampled_from(
