@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from ulid import ULID
 
-from serve.controlnets import ControlNetFile, open_files
+from serve.controlnets import FILES, ControlNetFile
 from serve.engine.adapters import Adapters
 from serve.engine.controlnet import ControlNet, load
 from serve.engine.engine import Engine
@@ -137,7 +137,7 @@ def test_rows_of_one_controlnet_are_as_if_alone(tmp_path: Path, kind: str) -> No
     """Whatever their pictures, scales, captions and steps are, and in how many parts the step is taken."""
     placement = Placement(torch.device("cpu"), torch.float32)
     folder = control_files.write(tmp_path / kind, kind)
-    files = open_files(Settings.model_validate({"controlnets": {kind: str(folder)}}), EMBEDDED_FOLDER)
+    files = FILES.open(Settings.model_validate({"controlnets": {kind: str(folder)}}), EMBEDDED_FOLDER)
     net, transformer = (
         load(files[kind], placement.device, placement.dtype),
         load_transformer(EMBEDDED_FOLDER, placement),
