@@ -58,4 +58,7 @@ def _with_files(settings: Settings, folders: Mapping[str, Path]) -> Settings:
 
 
 def _located(settings: Settings, folder: Path) -> dict[str, object]:
-    return {"adapters": adapters.located(settings, folder), "controlnets": controlnets.located(settings, folder)}
+    return {
+        "adapters": adapters.FILES.located(settings, folder),
+        "controlnets": controlnets.FILES.located(settings, folder),
+    }

@@ -52,7 +52,7 @@ class Denoiser:
             lambda done: self._membership.progress(Phase.WARMING_UP, done),
             adapters.most_bytes + controlnets.most_bytes,
         )
-        adapters.recorder = self._membership.recorder
+        adapters.recorder = controlnets.recorder = self._membership.recorder
         await adapters.preload()
         await controlnets.preload()
         self._engine.recorder = self._membership.recorder

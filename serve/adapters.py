@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
 from serve.adapter_settings import AdapterSettings
 from serve.architecture import Shapes
-from serve.controlnet_settings import ControlNetSettings
 from serve.errors import WeightsError
-from serve.settings import Settings
-from serve.weights import HubId, matrices_of, tensors_in
+from serve.part_files import PartFiles, digest_of, locate
+from serve.weights import matrices_of, tensors_in
 
 PARTS = {
     "down": (".lora_A.weight", ".lora_down.weight", ".lora.down.weight"),
@@ -30,7 +28,6 @@ OTHER_KINDS = {
     "lora_te": "it also changes the text encoder",
     "text_encoder": "it also changes the text encoder",
 }
-_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,100 +42,31 @@ class AdapterFile:
     preload: bool
 
 
-def open_files(settings: Settings, model: Path) -> dict[str, AdapterFile]:
-    """Of all adapters, by name, for the model in this folder. Raises WeightsError for the first that cannot be served.
-
-    Looks only at this machine's disk, never at the network.
-    """
-    if not settings.adapters:
-        return {}
+def _opening(model: Path) -> Callable[[str, AdapterSettings], AdapterFile]:
     matrices = matrices_of(model)
-    return {name: _open(name, adapter, matrices) for name, adapter in settings.adapters.items()}
+
+    def opened(name: str, adapter: AdapterSettings) -> AdapterFile:
+        path = locate("adapter", name, adapter)
+        tensors = tensors_in(path)
+        _Check(name, path, matrices).all(tensors)
+        return AdapterFile(
+            name=name,
+            path=path,
+            digest=digest_of(path),
+            parameters=sum(math.prod(shape) * _times(key) for key, shape in tensors.items()),
+            scale=adapter.scale,
+            preload=adapter.preload,
+        )
+
+    return opened
 
 
-def located(settings: Settings, model: Path) -> dict[str, AdapterSettings]:
-    """The setting itself, verified as in `open_files`, each with the path of its file."""
-    return {
-        name: settings.adapters[name].model_copy(update={"weights": str(file.path), "file": None})
-        for name, file in open_files(settings, model).items()
-    }
-
-
-def check_files(settings: Settings, model: Path) -> list[WeightsError]:
-    """Of every adapter that cannot be served, why."""
-    found = []
-    matrices = matrices_of(model) if settings.adapters else {}
-    for name, adapter in settings.adapters.items():
-        try:
-            _open(name, adapter, matrices)
-        except WeightsError as error:
-            found.append(error)
-    return found
-
-
-def digest_of(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _open(name: str, adapter: AdapterSettings, matrices: Mapping[str, list[int]]) -> AdapterFile:
-    path = locate(name, adapter)
-    tensors = tensors_in(path)
-    _Check(name, path, matrices).all(tensors)
-    parameters = sum(math.prod(shape) * _times(key) for key, shape in tensors.items())
-    digest = digest_of(path)
-    return AdapterFile(
-        name=name, path=path, digest=digest, parameters=parameters, scale=adapter.scale, preload=adapter.preload
-    )
+FILES = PartFiles(lambda settings: settings.adapters, _opening)
 
 
 def _times(key: str) -> int:
     """One down that query, key and value share is kept for each of them."""
     return 3 if ".qkv." in key or "_qkv." in key else 1
-
-
-def locate(name: str, adapter: AdapterSettings | ControlNetSettings, kind: str = "adapter") -> Path:
-    """Raises WeightsError where there is no such file, or more than one."""
-    path = Path(adapter.weights).expanduser()
-    if path.is_file():
-        return path.resolve()
-    folder = path if path.is_dir() else _snapshot(adapter.weights)
-    if folder is None:
-        hub_id = HubId.parse(adapter.weights)
-        fetch = f"hf download {hub_id.repo} --revision {hub_id.revision}" if hub_id else None
-        raise WeightsError(
-            f"{kind} {name!r}: {adapter.weights} is not on this machine",
-            param=f"{kind}s.{name}.weights",
-            hint=fetch or f"set {kind}s.{name}.weights to a .safetensors file, a folder that holds one, or a hub id",
-        )
-    files = sorted(file.name for file in folder.glob("*.safetensors"))
-    if adapter.file is not None and adapter.file not in files:
-        _not_there(f"{kind}s.{name}", folder, f"holds no {adapter.file}", files)
-    if adapter.file is None and len(files) != 1:
-        _not_there(f"{kind}s.{name}", folder, f"holds {len(files)} .safetensors files", files)
-    return (folder / (adapter.file or files[0])).resolve()
-
-
-def _not_there(setting: str, folder: Path, what: str, files: list[str]) -> NoReturn:
-    there = f"set {setting}.file to one of: {', '.join(files)}" if files else "point at the file itself"
-    kind, _, name = setting.partition("s.")
-    raise WeightsError(f"{kind} {name!r}: {folder} {what}", param=f"{setting}.file", hint=there)
-
-
-def _snapshot(weights: str) -> Path | None:
-    hub_id = HubId.parse(weights)
-    if hub_id is None:
-        return None
-    from huggingface_hub import snapshot_download  # noqa: PLC0415 - only hub ids need it
-    from huggingface_hub.errors import LocalEntryNotFoundError  # noqa: PLC0415
-
-    try:
-        return Path(snapshot_download(hub_id.repo, revision=hub_id.revision, local_files_only=True))
-    except LocalEntryNotFoundError:
-        return None
 
 
 class _Check:

@@ -129,11 +129,18 @@ def generate(
         str | None, typer.Option(help="A LoRA: of --config, a .safetensors file, a folder, or a hub id.")
     ] = None,
     adapter_scale: Annotated[float | None, typer.Option(min=-4, max=4, help="Its strength. Default: its own.")] = None,
+    controlnet: Annotated[
+        str | None, typer.Option(help="A ControlNet: of --config, a .safetensors file, a folder, or a hub id.")
+    ] = None,
+    control_image: Annotated[
+        Path | None, typer.Option(help="The picture that it follows: a PNG, JPEG or WebP file.")
+    ] = None,
+    controlnet_scale: Annotated[float | None, typer.Option(min=0, max=2, help="How closely. Default: its own.")] = None,
     preset: Annotated[str | None, typer.Option(help="Of the presets file.")] = None,
     style: Annotated[str | None, typer.Option(help="Of the presets file.")] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help=".png, .jpg or .webp")] = Path("out.png"),
     config: Annotated[
-        Path | None, typer.Option(help="A server's config file: its model, adapters and presets are used.")
+        Path | None, typer.Option(help="A server's config file: its model, adapters, ControlNets and presets are used.")
     ] = None,
     model: Annotated[
         str | None,
@@ -157,15 +164,17 @@ def generate(
         image=image,
         mask=mask,
         strength=strength,
-        adapter=adapter,
         adapter_scale=adapter_scale,
+        control_image=control_image,
+        controlnet_scale=controlnet_scale,
         preset=preset,
         style=style,
         output=output,
     )
     said = {"model": model, "device": device.value if device else None, "threads": threads}
-    settings, name = settings_for(config, adapter, {key: value for key, value in said.items() if value is not None})
-    draw(replace(wish, adapter=name), settings)
+    known = {key: value for key, value in said.items() if value is not None}
+    chosen = settings_for(config, known, adapter, controlnet)
+    draw(replace(wish, adapter=chosen.adapter, controlnet=chosen.controlnet), chosen.settings)
 
 
 @app.command()

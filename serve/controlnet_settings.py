@@ -19,6 +19,7 @@ class ControlNetSettings(AdapterSettings):
 
     weights: str = Field(min_length=1, description="a .safetensors file, a folder in diffusers' layout, or a hub id")
     scale: ControlScale = Field(0.75, description="of requests that name none")
+    masks: bool = Field(False, description="it knows masks: a request may bring image and mask beside control_image")
 
 
 ControlNet = Annotated[ControlNetSettings, BeforeValidator(of_text)]

@@ -7,17 +7,17 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from serve import adapters
 from serve.architecture import Shapes, TransformerConfig
 from serve.controlnet_settings import ControlNetSettings
 from serve.errors import WeightsError
-from serve.settings import Settings
+from serve.part_files import PartFiles, digest_of, locate
 from serve.weights import has_zeros_only, tensors_in, transformer_of
 
 CLASS = "ZImageControlNetModel"
@@ -123,47 +123,20 @@ class ControlNetFile:
     preload: bool
 
 
-def open_files(settings: Settings, model: Path) -> dict[str, ControlNetFile]:
-    """Of all ControlNets, by name, for the model in this folder. Raises WeightsError for the first unfit one.
-
-    Looks only at this machine's disk, never at the network.
-    """
-    if not settings.controlnets:
-        return {}
-    transformer = transformer_of(model)
-    return {name: _open(name, it, transformer) for name, it in settings.controlnets.items()}
-
-
-def located(settings: Settings, model: Path) -> dict[str, ControlNetSettings]:
-    """The setting itself, verified as in `open_files`, each with the path of its file."""
-    return {
-        name: settings.controlnets[name].model_copy(update={"weights": str(file.path), "file": None})
-        for name, file in open_files(settings, model).items()
-    }
-
-
-def check_files(settings: Settings, model: Path) -> list[WeightsError]:
-    """Of every ControlNet that cannot be served, why."""
-    found = []
-    for name, controlnet in settings.controlnets.items():
-        try:
-            _open(name, controlnet, transformer_of(model))
-        except WeightsError as error:
-            found.append(error)
-    return found
-
-
-def digest_of(path: Path, config: Mapping[str, Any]) -> str:
+def digest_with(config: Mapping[str, Any], path: Path) -> str:
     """The same weights at other places are another ControlNet."""
-    return hashlib.sha256(f"{adapters.digest_of(path)} {json.dumps(config, sort_keys=True)}".encode()).hexdigest()
+    return hashlib.sha256(f"{digest_of(path)} {json.dumps(config, sort_keys=True)}".encode()).hexdigest()
 
 
-def _open(name: str, controlnet: ControlNetSettings, model: TransformerConfig) -> ControlNetFile:
-    path = adapters.locate(name, controlnet, "controlnet")
+def _open(model: TransformerConfig, name: str, controlnet: ControlNetSettings) -> ControlNetFile:
+    path = locate("controlnet", name, controlnet)
     tensors = tensors_in(path)
     config = _config(name, path, tensors, model)
     if problem := config.problem(model):
         _refuse(name, path, problem)
+    if controlnet.masks and config.control_in_dim < (needed := 2 * model.in_channels + 1):
+        what = f"masks is true, but control_in_dim is {config.control_in_dim}, and one that knows masks has {needed}"
+        _refuse(name, path, what)
     expected = config.shapes()
     for key, shape in expected.items():
         if tensors.get(key) != shape:
@@ -174,12 +147,15 @@ def _open(name: str, controlnet: ControlNetSettings, model: TransformerConfig) -
         name=name,
         path=path,
         config=said,
-        digest=digest_of(path, said),
+        digest=digest_with(said, path),
         parameters=sum(map(math.prod, expected.values())),
         work=config.work(model),
         scale=controlnet.scale,
         preload=controlnet.preload,
     )
+
+
+FILES = PartFiles(lambda settings: settings.controlnets, lambda model: partial(_open, transformer_of(model)))
 
 
 def _config(name: str, path: Path, tensors: Shapes, model: TransformerConfig) -> ControlConfig:

@@ -24,9 +24,9 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from pydantic import ValidationError
 
-from serve import controlnets
-from serve.adapters import check_files
+from serve import adapters, controlnets
 from serve.errors import ConfigError, WeightsError
+from serve.part_files import PartFiles
 from serve.port import check_port
 from serve.presets.catalog import check_file, parse
 from serve.settings import Settings
@@ -107,8 +107,8 @@ def examine_machine(plan: Plan) -> list[Finding]:
         _packages(),
         *_gpu(plan),
         *_weights(plan),
-        *_adapters(plan),
-        *_controlnets(plan),
+        *_parts(plan, "adapters", adapters.FILES),
+        *_parts(plan, "controlnets", controlnets.FILES),
         _presets(plan),
         _port(plan),
         _data(plan),
@@ -215,31 +215,18 @@ def _weights_of(settings: Settings) -> Iterator[Finding]:
     yield Finding("tokenizer", "ok", f"'a red fox' is {count} tokens with the chat template")
 
 
-def _adapters(plan: Plan) -> Iterator[Finding]:
+def _parts(plan: Plan, kind: str, files: PartFiles[Any, Any]) -> Iterator[Finding]:
+    """The adapters or ControlNets of every model."""
     for model in plan.settings.served:
-        yield from _adapters_of(plan.settings.of(model))
-
-
-def _adapters_of(settings: Settings) -> Iterator[Finding]:
-    try:
-        problems = check_files(settings, resolve(settings))
-    except WeightsError:  # of the model: told already
-        return
-    for error in problems:
-        yield Finding("adapters", "fail", error.message, error.hint)
-    if settings.adapters and not problems:
-        yield Finding("adapters", "ok", f"{', '.join(settings.adapters)}: whole, and for this model")
-
-
-def _controlnets(plan: Plan) -> Iterator[Finding]:
-    try:
-        problems = controlnets.check_files(plan.settings, resolve(plan.settings))
-    except WeightsError:  # of the model: told already
-        return
-    for error in problems:
-        yield Finding("controlnets", "fail", error.message, error.hint)
-    if plan.settings.controlnets and not problems:
-        yield Finding("controlnets", "ok", f"{', '.join(plan.settings.controlnets)}: whole, and for this model")
+        settings = plan.settings.of(model)
+        try:
+            problems = files.problems(settings, resolve(settings))
+        except WeightsError:  # of the model: told already
+            continue
+        for error in problems:
+            yield Finding(kind, "fail", error.message, error.hint)
+        if (parts := files.parts(settings)) and not problems:
+            yield Finding(kind, "ok", f"{', '.join(parts)}: whole, and for this model")
 
 
 def _presets(plan: Plan) -> Finding:

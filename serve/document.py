@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 Key = tuple[str | int, ...]
+MOST_NAMES = 20  # in a hint
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +145,12 @@ def _nested_model(annotation: Any) -> tuple[type[BaseModel] | None, bool]:
 def suggestion(key: str, valid: tuple[str, ...]) -> str | None:
     close = difflib.get_close_matches(key, valid, n=1, cutoff=0.6)
     return f"did you mean {close[0]!r}?" if close else None
+
+
+def one_of(names: tuple[str, ...], route: str) -> str:
+    """A hint; where there are many, `route` of the API tells the others."""
+    more = f", and {len(names) - MOST_NAMES} more: {route}" if len(names) > MOST_NAMES else ""
+    return f"send one of: {', '.join(names[:MOST_NAMES])}{more}"
 
 
 def path_of(key: Key) -> str:

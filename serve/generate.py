@@ -9,8 +9,10 @@ import tempfile
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import structlog
+from PIL import Image
 from rich.console import Console
 from rich.status import Status
 from ulid import ULID
@@ -20,7 +22,7 @@ from serve.api.generation import ImageBody, parse
 from serve.api.order import fields_without_effect, request_of
 from serve.assets.store import AssetStore
 from serve.errors import InvalidRequest, ZImageError
-from serve.inputs import Brought, Source, source
+from serve.inputs import Brought, Source, control, source
 from serve.messages import Canceled, Expired, Failed, ImageFormat, ImageRequest, Progress, Submission, Succeeded
 from serve.presets.catalog import Catalog
 from serve.presets.catalog import parse as parse_presets
@@ -46,6 +48,9 @@ class Wish:
     strength: float | None = None
     adapter: str | None = None
     adapter_scale: float | None = None
+    controlnet: str | None = None
+    control_image: Path | None = None
+    controlnet_scale: float | None = None
     preset: str | None = None
     style: str | None = None
 
@@ -58,10 +63,10 @@ class Wish:
             raise InvalidRequest(f"there is no folder {self.output.parent}", hint=f"mkdir -p {self.output.parent}")
         body, _ = parse(ImageBody, self._fields())
         choice = Choice.of(self._catalog(settings), None, self.preset, self.style)
-        prompt, begun = choice.wrap(self.prompt), self._source(settings)
-        request = request_of(body, choice, prompt, settings, FORMATS[self.output.suffix.lower()], Brought(begun))
+        prompt, brought = choice.wrap(self.prompt), Brought(self._source(settings), self._control(settings))
+        request = request_of(body, choice, prompt, settings, FORMATS[self.output.suffix.lower()], brought)
         choice.check_words(self.prompt)
-        return Asked(request, choice, prompt, begun, tuple(fields_without_effect(body, choice, request)))
+        return Asked(request, choice, prompt, brought, tuple(fields_without_effect(body, choice, request)))
 
     def _fields(self) -> dict[str, object]:
         """As the body of a request has them."""
@@ -75,6 +80,8 @@ class Wish:
             "strength": self.strength,
             "adapter": self.adapter,
             "adapter_scale": self.adapter_scale,
+            "controlnet": self.controlnet,
+            "controlnet_conditioning_scale": self.controlnet_scale,
             "preset": self.preset,
             "style_preset": self.style,
         }
@@ -94,26 +101,29 @@ class Wish:
         mask = None if self.mask is None else _read("mask", self.mask)
         return source(_read("image", self.image), mask, settings.limits)
 
+    def _control(self, settings: Settings) -> Image.Image | None:
+        if self.control_image is None:
+            return None
+        return control(_read("control_image", self.control_image), settings.limits)
+
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """`ignored` names what has no effect; `begun` is not stored yet, and has no name in the request."""
+    """`ignored` names what has no effect; what was `brought` is not stored yet, and has no name in the request."""
 
     request: ImageRequest
     choice: Choice
     prompt: Wrapped
-    begun: Source | None
+    brought: Brought
     ignored: tuple[str, ...]
 
     async def kept(self, assets: AssetStore) -> ImageRequest:
         """With its input pictures stored. Raises InvalidRequest where a mask leaves nothing to draw."""
-        if self.begun is None:
-            return self.request
-        image, mask = self.begun.fitted(self.request.width, self.request.height)
-        for one in (image, mask):
-            if one is not None:
-                await assets.write_input(one.name, one.data)
-        return replace(self.request, image=image.name, mask=None if mask is None else mask.name)
+        inputs = self.brought.fitted(self.request.width, self.request.height)
+        for one in inputs.values():
+            await assets.write_input(one.name, one.data)
+        named: dict[str, Any] = {field: one.name for field, one in inputs.items()}
+        return replace(self.request, **named)
 
 
 def generate(wish: Wish, settings: Settings) -> None:

@@ -79,13 +79,18 @@ class Brought:
             return self.source.size
         return None if self.control is None else self.control.size
 
+    def fitted(self, width: int, height: int) -> dict[str, Input]:
+        """In the size that is drawn, by the request's field of their names. Raises InvalidRequest."""
+        found: dict[str, Input] = {}
+        if self.source is not None:
+            image, mask = self.source.fitted(width, height)
+            found = {"image": image} if mask is None else {"image": image, "mask": mask}
+        if self.control is not None:
+            found["control_image"] = _input(self.control.resize((width, height), Image.Resampling.LANCZOS))
+        return found
+
 
 NOTHING = Brought()
-
-
-def fitted(control: Image.Image, width: int, height: int) -> Input:
-    """A control picture, resized as diffusers' VaeImageProcessor does, which keeps no ratio."""
-    return _input(control.resize((width, height), Image.Resampling.LANCZOS))
 
 
 def control(image: bytes, limits: LimitSettings) -> Image.Image:

@@ -109,7 +109,7 @@ def _load(
     adapters = open_adapters(settings, folder, placement)
     controlnets = open_controlnets(settings, folder, placement)
     engine = open_engine(settings, folder, placement, set_aside=adapters.most_bytes + controlnets.most_bytes)
-    adapters.recorder = engine.recorder
+    adapters.recorder = controlnets.recorder = engine.recorder
     generator = Generator(engine, assets, files, settings, adapters, controlnets)
     return LocalBackend(open_text_encoder(settings, folder, placement), generator, texts), engine
 

@@ -213,7 +213,7 @@ class ModelSettings(_Section):
         ByteSize(2 << 30), ge=1 << 20, description="of adapters kept in a Denoiser's memory, least recently used go"
     )
     controlnets: dict[ControlNetName, ControlNet] = Field(
-        {}, description="ControlNets by name: a file, a folder or a hub id, or {weights, file, scale, preload}"
+        {}, description="ControlNets by name: a file, a folder or a hub id, or {weights, file, scale, masks, preload}"
     )
     controlnet_bytes: ByteSize = Field(
         ByteSize(8 << 30), ge=1 << 20, description="of ControlNets kept in a Denoiser's memory, least recently used go"

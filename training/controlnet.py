@@ -8,7 +8,6 @@ where its lines are; the model itself stays as it is. The folder is in diffusers
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,8 +21,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from training.batches import stratified_sigmas
+from training.command import run
 from training.devices import prepare
-from training.lora import CPU, EMBEDDED, encode, prompts
+from training.lora import CPU, encode, prompts
 from training.progress import Clock, disable_progress_bars
 
 THRESHOLD = 0.3  # of how much a colour changes over two pixels, where a line begins
@@ -199,13 +199,7 @@ def train(recipe: ControlRecipe, model: Path, out: Path) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="the folder; its .log is written beside it")
-    parser.add_argument("--model", type=Path, default=EMBEDDED)
-    parser.add_argument("--smoke", action="store_true", help="a few steps of everything")
-    options = parser.parse_args(arguments)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    train(SMOKE if options.smoke else ControlRecipe(), options.model, options.out)
+    run(train, ControlRecipe(), SMOKE, about=__doc__, what="folder", arguments=arguments)
 
 
 if __name__ == "__main__":

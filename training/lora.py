@@ -7,7 +7,6 @@ the setting `adapters` read it.
 
 from __future__ import annotations
 
-import argparse
 import random
 import time
 from collections.abc import Sequence
@@ -26,12 +25,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from training.batches import stratified_sigmas
+from training.command import run
 from training.data.palette import COLORS
 from training.data.vocabulary import OBJECTS_FILE
 from training.devices import prepare
 from training.progress import Clock, disable_progress_bars
 
-EMBEDDED = Path(__file__).parents[1] / "serve" / "engine" / "tiny"
 PAPER = (24, 66, 140)
 CPU = torch.device("cpu")
 INK = (240, 246, 255)
@@ -178,13 +177,7 @@ def train(recipe: LoraRecipe, model: Path, out: Path) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="the file; its .log is written beside it")
-    parser.add_argument("--model", type=Path, default=EMBEDDED)
-    parser.add_argument("--smoke", action="store_true", help="a few steps of everything")
-    options = parser.parse_args(arguments)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    train(SMOKE if options.smoke else LoraRecipe(), options.model, options.out)
+    run(train, LoraRecipe(), SMOKE, about=__doc__, what="file", arguments=arguments)
 
 
 if __name__ == "__main__":

@@ -48,6 +48,27 @@ def attained(alpha: int, over: str) -> str:
     return f'{done} / sum(increase(zimage_slo_jobs_total{{alpha="{alpha}"}}[{over}]))'
 
 
+def kept(title: str, kind: str) -> Row:
+    """Of what replicas load by name when it is asked for."""
+    name = f"zimage_{kind}"
+    loads = (
+        (f"sum by ({kind}) (increase({name}_loads_total{RATE}))", f"{{{{{kind}}}}}"),
+        (f"sum(increase({name}_evictions_total{RATE}))", "evictions"),
+        (f"sum(increase({name}_load_failures_total{RATE}))", "failures"),
+    )
+    images = ((f"sum by ({kind}) (rate({name}_images_total{RATE}))", f"{{{{{kind}}}}}"),)
+    too_small = f"as many evictions as loads, all the time: {kind}_bytes is too small"
+    return Row(
+        title,
+        (
+            Panel(f"Pictures by {kind}", images, width=6),
+            Panel("Loads", loads, width=6, help=too_small),
+            Panel("One load", ((quantile(0.95, f"{name}_load_duration_seconds"), "p95"),), "s", width=6),
+            Panel("Memory", ((f"{name}_bytes", "{{replica}}"),), "bytes", width=6),
+        ),
+    )
+
+
 OVERVIEW = (
     Row(
         "Promises",
@@ -148,28 +169,8 @@ OVERVIEW = (
             ),
         ),
     ),
-    Row(
-        "Adapters",
-        (
-            Panel(
-                "Pictures by adapter",
-                ((f"sum by (adapter) (rate(zimage_adapter_images_total{RATE}))", "{{adapter}}"),),
-                width=6,
-            ),
-            Panel(
-                "Loads",
-                (
-                    (f"sum by (adapter) (increase(zimage_adapter_loads_total{RATE}))", "{{adapter}}"),
-                    (f"sum(increase(zimage_adapter_evictions_total{RATE}))", "evictions"),
-                    (f"sum(increase(zimage_adapter_load_failures_total{RATE}))", "failures"),
-                ),
-                width=6,
-                help="as many evictions as loads, all the time: adapter_bytes is too small",
-            ),
-            Panel("One load", ((quantile(0.95, "zimage_adapter_load_duration_seconds"), "p95"),), "s", width=6),
-            Panel("Memory", (("zimage_adapter_bytes", "{{replica}}"),), "bytes", width=6),
-        ),
-    ),
+    kept("Adapters", "adapter"),
+    kept("ControlNets", "controlnet"),
     Row(
         "GPU",
         (

@@ -6,13 +6,12 @@ from typing import TypedDict
 
 from serve.adapter_settings import MAX_SCALE
 from serve.api.generation import ImageBody
-from serve.document import suggestion
+from serve.document import one_of, suggestion
 from serve.errors import InvalidRequest
 from serve.messages import ImageRequest
 from serve.presets.choice import Choice
 from serve.settings import Settings
 
-MOST_NAMES = 20
 FIELDS = ("adapter", "adapter_scale", "cfg_normalization", "cfg_truncation")
 
 
@@ -49,8 +48,7 @@ def check_adapter(name: str, settings: Settings) -> None:
     if name in settings.adapters:
         return
     names = tuple(settings.adapters)
-    there = f"send one of: {', '.join(names[:MOST_NAMES])}; GET /v1/models has them all"
-    hint = there if names else "leave adapter out: there are none, see docs/adapters.md"
+    hint = one_of(names, "GET /v1/models") if names else "leave adapter out: there are none, see docs/adapters.md"
     close = suggestion(name.strip().lower()[:64], names)
     raise InvalidRequest(f"unknown adapter {name[:64]!r}", param="adapter", hint=f"{close} {hint}" if close else hint)
 

@@ -18,8 +18,8 @@ from typing import Any
 from serve.api.deps import Door
 from serve.api.generation import ImageBody
 from serve.errors import InvalidRequest, NotFound
-from serve.inputs import NAME, NOTHING, Brought, Input, Param, control, fitted, source
-from serve.messages import ImageRequest, JobQuery, Submission
+from serve.inputs import NAME, NOTHING, Brought, Param, control, source
+from serve.messages import JobQuery, Submission
 from serve.settings import LimitSettings
 
 ASSET, INPUT = "asset:", "input:"
@@ -59,11 +59,12 @@ async def opened(door: Door, given: Given, *, alpha_is_mask: bool = False) -> As
 
 async def kept(door: Door, submission: Submission, brought: Brought) -> Submission:
     """With its input pictures stored, in the size that is drawn. Raises InvalidRequest, StoreFull."""
-    inputs = await asyncio.to_thread(_fitted, brought, submission.request)
+    request = submission.request
+    inputs = await asyncio.to_thread(brought.fitted, request.width, request.height)
     for one in inputs.values():
         await door.assets.write_input(one.name, one.data)
     named: dict[str, Any] = {field: one.name for field, one in inputs.items()}
-    return replace(submission, request=replace(submission.request, **named))
+    return replace(submission, request=replace(request, **named))
 
 
 def _brought(
@@ -73,17 +74,6 @@ def _brought(
         source=None if image is None else source(image, mask, limits, alpha_is_mask=alpha_is_mask),
         control=None if lines is None else control(lines, limits),
     )
-
-
-def _fitted(brought: Brought, request: ImageRequest) -> dict[str, Input]:
-    """By the request's field of their names."""
-    found: dict[str, Input] = {}
-    if brought.source is not None:
-        image, mask = brought.source.fitted(request.width, request.height)
-        found = {"image": image} if mask is None else {"image": image, "mask": mask}
-    if brought.control is not None:
-        found["control_image"] = fitted(brought.control, request.width, request.height)
-    return found
 
 
 async def own_input(door: Door, name: str, param: str) -> bytes:

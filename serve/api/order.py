@@ -8,13 +8,14 @@ from ulid import ULID
 
 from serve.api import checks
 from serve.api.accept import RawBytes
+from serve.api.control import FIELDS as CONTROL
 from serve.api.control import control
 from serve.api.control import without_effect as without_control
 from serve.api.deps import Door
 from serve.api.generation import GenerationBody, ImageBody, Quality
 from serve.api.how import FIELDS, how, without_effect
 from serve.errors import InvalidRequest
-from serve.inputs import NOTHING, Brought, Source
+from serve.inputs import NOTHING, Brought
 from serve.messages import ImageFormat, ImageRequest, PresetUse, Submission
 from serve.presets.choice import Choice, Wrapped
 from serve.settings import Settings
@@ -29,7 +30,7 @@ _NAMED: dict[str | None, Quality] = {
     "max": "max",
 }
 STRENGTH, MASKED_STRENGTH = 0.6, 1.0  # as diffusers' pipelines have them
-FILLED_UP = ("size", "num_inference_steps", "quality", "guidance_scale", "negative_prompt", *FIELDS)
+FILLED_UP = ("size", "num_inference_steps", "quality", "guidance_scale", "negative_prompt", *FIELDS, *CONTROL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,13 +182,17 @@ def request_of(
         output_format=output_format,
         output_compression=None if output_format == "png" else body.output_compression,
         deterministic=bool(body.deterministic),
-        strength=None if brought.source is None else _strength(body, brought.source),
+        strength=_strength(body, brought),
         **how(body, choice, settings, guidance),
-        **control(body, brought, settings),
+        **control(body, brought, choice, settings),
     )
 
 
-def _strength(body: ImageBody, source: Source) -> float:
+def _strength(body: ImageBody, brought: Brought) -> float | None:
+    """None where it begins with noise: a ControlNet that is given the mask draws all of it."""
+    source = brought.source
+    if source is None or (source.mask is not None and brought.control is not None):
+        return None
     default = STRENGTH if source.mask is None else MASKED_STRENGTH
     return default if body.strength is None else float(body.strength)
 

@@ -100,6 +100,7 @@ def _preset_json(door: Door, preset: Preset, model: str) -> dict[str, Any]:
         "num_inference_steps": preset.num_inference_steps or settings.default_steps,
         "guidance_scale": settings.default_guidance if preset.guidance_scale is None else preset.guidance_scale,
         "adapter": preset.adapter,
+        "controlnet": preset.controlnet,
         "quality": {**settings.quality_steps, **preset.quality},
         "limits": {
             "max_n": min(limits.max_n, own.max_n or limits.max_n),

@@ -24,7 +24,7 @@ from serve.engine.controlnet import load as open_controlnet
 from serve.engine.lora import Adapter, load
 from serve.errors import ConfigError, InvalidRequest, OutOfMemory
 from serve.messages import ReplicaState
-from serve.metrics.catalog import ADAPTER, CATALOG
+from serve.metrics.catalog import BY_NAME, CATALOG
 from serve.metrics.tally import Recorder
 
 log = structlog.get_logger()
@@ -146,7 +146,7 @@ class Adapters(Generic[File, Loaded]):
     def _ended(self, name: str, loading: asyncio.Task[None]) -> None:
         del self._loading[name]
         if not loading.cancelled() and (error := loading.exception()) is not None:  # perhaps nobody waits any more
-            self._count("zimage_adapter_load_failures_total", name)
+            self._count("load_failures_total", name)
             log.error(f"one {self.kind} was not loaded", **{self.kind: name}, error=str(error))
 
     async def _load(self, file: File) -> None:
@@ -160,9 +160,8 @@ class Adapters(Generic[File, Loaded]):
             adapter = await loop.run_in_executor(self._thread, self.load, file)
             seconds = loop.time() - began
             self._held[file.name] = _Held(adapter)
-            self._count("zimage_adapter_loads_total", file.name)
-            if self.kind == "adapter":
-                self.recorder.observe("zimage_adapter_load_duration_seconds", seconds)
+            self._count("loads_total", file.name)
+            self.recorder.observe(f"zimage_{self.kind}_load_duration_seconds", seconds)
             told = {self.kind: file.name, "bytes": adapter.nbytes, "seconds": round(seconds, 3)}
             log.info(f"{self.kind} loaded", **told)
         except torch.OutOfMemoryError as error:
@@ -177,20 +176,18 @@ class Adapters(Generic[File, Loaded]):
             if self._taken + needed <= self.budget:
                 break
             self._held.pop(name).adapter.retired = True
-            self._count("zimage_adapter_evictions_total", name)
+            self._count("evictions_total", name)
         return self._taken + needed <= self.budget
 
     def _declare(self) -> None:
         """What may happen is there before it happens: a rate would otherwise miss the first time."""
         for spec in CATALOG:
-            if spec.labels == ADAPTER:
+            if spec.labels == BY_NAME[self.kind]:
                 for name in self.files:
-                    self._count(spec.name, name, by=0)
+                    self.recorder.count(spec.name, self.model, name, by=0)
 
-    def _count(self, metric: str, name: str, by: float = 1) -> None:
-        """Adapters have metrics, ControlNets have none yet."""
-        if self.kind == "adapter":
-            self.recorder.count(metric, self.model, name, by=by)
+    def _count(self, metric: str, name: str) -> None:
+        self.recorder.count(f"zimage_{self.kind}_{metric}", self.model, name)
 
     @property
     def _taken(self) -> int:

@@ -57,6 +57,6 @@ def _control(
 ) -> Controlled | None:
     if g.control is None:
         return None
-    net, picture = g.control.net, g.control.picture
-    latents = with_room(lambda: decoder.encoder.control(picture), memory.free)
+    net, picture, masked = g.control.net, g.control.picture, g.control.masked
+    latents = with_room(lambda: decoder.encoder.control(picture, masked), memory.free)
     return transformer.control(net, latents, g.control.scale, g.steps, extension)

@@ -17,7 +17,7 @@ from diffusers import ZImageControlNetModel
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from serve.controlnets import ControlNetFile, digest_of
+from serve.controlnets import ControlNetFile, digest_with
 from serve.engine.blocks import Block, Stack
 from serve.engine.lora import own_stream
 from serve.engine.ops import PLAIN, Arithmetic
@@ -62,7 +62,7 @@ class ControlNet:
 
     def __init__(self, file: ControlNetFile, model: Any, arithmetic: Arithmetic) -> None:
         config = model.config
-        self.name, self.digest, self.work = file.name, file.digest, file.work
+        self.name, self.digest = file.name, file.digest
         self.nbytes = sum(parameter.nbytes for parameter in model.parameters())
         self.retired = False
         self.channels: int = config.control_in_dim
@@ -148,7 +148,7 @@ def load(file: ControlNetFile, device: torch.device, dtype: torch.dtype, arithme
 
     To a GPU it is copied beside what the step loop launches there, and not in line with it.
     """
-    if digest_of(file.path, file.config) != file.digest:
+    if digest_with(file.config, file.path) != file.digest:
         raise WeightsError(
             f"controlnet {file.name!r}: {file.path} has changed since the start", hint="restart the service"
         )

@@ -304,7 +304,7 @@ class Engine:
         step.add(seconds)
         shape = step.shape
         if self._is_warm((shape, len(step.flights), step.turn.parts)):
-            self.times.observe_step(shape.tokens, shape.rows * len(step.flights), step.seconds / shape.work)
+            self.times.observe_step(shape.tokens, shape.rows * len(step.flights), step.seconds, shape.controlnet)
         self.recorder.observe("zimage_step_duration_seconds", step.seconds, self.model)
         self.recorder.observe("zimage_batch_size", len(step.flights), self.model, "step")
         for one in moved:

@@ -24,11 +24,15 @@ OnStep = Callable[[int, Pixels | None], None]
 
 @dataclass(frozen=True, slots=True)
 class Control:
-    """As a request has it: a ControlNet, the picture for it, of the very size that is drawn, and its scale."""
+    """As a request has it: a ControlNet, the picture for it, of the very size that is drawn, and its scale.
+
+    One that knows masks may be given another picture with what of it is to be drawn anew.
+    """
 
     net: ControlNet
     picture: Reference
     scale: float
+    masked: Reference | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +82,7 @@ class Generation:
     def shape(self) -> Shape:
         """Pictures of one shape may share a step."""
         adapter = None if self.adapter is None else (self.adapter.name, self.adapter_scale)
-        controlnet = None if self.control is None else (self.control.net.name, self.control.net.work)
+        controlnet = None if self.control is None else self.control.net.name
         captions = tuple(pad_length(len(rows)) for rows in self.embeddings)
         return Shape(self.height, self.width, captions, adapter, controlnet)
 

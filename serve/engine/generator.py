@@ -52,6 +52,10 @@ class Generator:
     adapters: Adapters[AdapterFile, Adapter] = field(default_factory=no_adapters)
     controlnets: Adapters[ControlNetFile, ControlNet] = field(default_factory=no_controlnets)
 
+    def __post_init__(self) -> None:
+        for file in self.controlnets.files.values():
+            self.engine.times.expect(file.name, file.work)
+
     async def generate(self, task: Task, embedding: Embedding, negative: Embedding | None, report: Report) -> Generated:
         """Returns when the picture is in the asset store. Cancelling the caller stops it at the next step."""
         loop = asyncio.get_running_loop()
@@ -62,7 +66,7 @@ class Generator:
             if preview is not None:
                 loop.call_soon_threadsafe(previews.begin, preview)
 
-        reference = await self._reference(task.request)
+        reference = None if task.request.control_inpaints else await self._begun(task.request)
         async with self._adapter(task.request) as adapter, self._control(task.request) as control:
             generation = self._generation(task, embedding, negative, reference, adapter, control)
             drawn = await self.engine.draw(generation, on_step)
@@ -103,11 +107,12 @@ class Generator:
             yield None
             return
         picture = Reference(request.control_image, await self._input(request.control_image))
+        masked = await self._begun(request) if request.control_inpaints else None
         async with self.controlnets.lent(request.controlnet) as net:
-            yield Control(net, picture, request.controlnet_conditioning_scale)
+            yield Control(net, picture, request.controlnet_conditioning_scale, masked)
 
-    async def _reference(self, request: ImageRequest) -> Reference | None:
-        """The input pictures of a request that begins with some. Raises AssetCorrupted."""
+    async def _begun(self, request: ImageRequest) -> Reference | None:
+        """The input pictures of a request that brings some to begin with. Raises AssetCorrupted."""
         if request.image is None:
             return None
         pixels = await self._input(request.image)

@@ -18,9 +18,10 @@ from cachetools import LRUCache
 from diffusers.loaders import ZImageLoraLoaderMixin
 from torch import Tensor, nn
 
-from serve.adapters import AdapterFile, digest_of
+from serve.adapters import AdapterFile
 from serve.engine.ops import Activation, Quantized
 from serve.errors import WeightsError
+from serve.part_files import digest_of
 
 DOWN, UP = ".lora_A.weight", ".lora_B.weight"
 BLOCKS = re.compile(r"((?:layers|noise_refiner|context_refiner)\.\d+)\.(attention|feed_forward)\.(.+)")

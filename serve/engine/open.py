@@ -13,8 +13,8 @@ import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImageTransformer2DModel
 from transformers import AutoModel
 
-from serve import controlnets
-from serve.adapters import AdapterFile, open_files
+from serve import adapters, controlnets
+from serve.adapters import AdapterFile
 from serve.controlnets import ControlNetFile
 from serve.engine.adapters import Adapters
 from serve.engine.controlnet import ControlNet
@@ -127,7 +127,7 @@ def open_engine(
 def open_adapters(settings: Settings, folder: Path, placement: Placement) -> Adapters[AdapterFile, Adapter]:
     """Verified, none of them loaded yet. Raises WeightsError, and ConfigError where one is over the bytes for all."""
     return Adapters(
-        files=open_files(settings, folder),
+        files=adapters.FILES.open(settings, folder),
         load=partial(load, device=placement.device, dtype=placement.dtype),
         budget=settings.adapter_bytes,
         item_bytes=placement.dtype.itemsize,
@@ -139,11 +139,12 @@ def open_controlnets(settings: Settings, folder: Path, placement: Placement) -> 
     """As adapters are. They compute in the placement's dtype also where the model does in FP8."""
     plain = Arithmetic(fastest_ops(placement, transformer_of(folder).head_dim), Linear)
     return Adapters(
-        files=controlnets.open_files(settings, folder),
+        files=controlnets.FILES.open(settings, folder),
         load=partial(load_controlnet, device=placement.device, dtype=placement.dtype, arithmetic=plain),
         budget=settings.controlnet_bytes,
         item_bytes=placement.dtype.itemsize,
         kind="controlnet",
+        model=settings.served_model_name,
     )
 
 

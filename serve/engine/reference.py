@@ -20,6 +20,7 @@ from serve.engine.zimage import patchify
 
 REMEMBERED = 16  # encoded pictures; those of one job are asked for one after another
 LATENT_PX = 8
+WHITE = 128  # of a mask, and all that is lighter
 
 Encoded = TypeVar("Encoded")
 
@@ -82,19 +83,33 @@ class Encoder:
         return Beginning(begun, Kept(latents, noise, _mask_tokens(reference.mask, len(mean)).to(mean.device)))
 
     @torch.inference_mode()
-    def control(self, picture: Reference) -> Tensor:
-        """The latents [C, h, w] of a control picture, fp32, as `ZImageControlNetPipeline` takes them: their mean."""
-        mean, _ = self._distribution(picture)
-        latents: Tensor = (mean - self._vae.config.shift_factor) * self._vae.config.scaling_factor
-        return latents
+    def control(self, picture: Reference, masked: Reference | None = None) -> Tensor:
+        """The latents [C, h, w] of a control picture, fp32, as `ZImageControlNetPipeline` takes them: their mean.
+
+        Beside a `masked` one [2 C + 1, h, w], as `ZImageControlNetInpaintPipeline` does: after them 1 where that stays,
+        and its latents with grey where it does not.
+        """
+        latents = self._mean(picture)
+        if masked is None or masked.mask is None:
+            return latents
+        stays = 1 - _mask_latents(masked.mask).to(latents)
+        return torch.cat([latents, stays, self._mean(masked, blank=masked.mask)])
 
     @torch.inference_mode()
-    def encode(self, pixels: Pixels) -> tuple[Tensor, Tensor]:
-        """RGB [H, W, 3] -> mean and deviation of its latents [C, h, w], fp32."""
+    def encode(self, pixels: Pixels, blank: Pixels | None = None) -> tuple[Tensor, Tensor]:
+        """RGB [H, W, 3], grey where `blank` [H, W] is white -> mean and deviation of its latents [C, h, w], fp32."""
         values = 2.0 * (torch.from_numpy(pixels.astype(np.float32) / 255.0).permute(2, 0, 1)[None]) - 1.0
+        if blank is not None:
+            values = values * torch.from_numpy(blank < WHITE)
         image = values.to(next(self._vae.parameters()).device, self._vae.dtype)
         latents = self._vae.encode(image).latent_dist
         return latents.mean[0].float(), latents.std[0].float()
+
+    def _mean(self, picture: Reference, blank: Pixels | None = None) -> Tensor:
+        """Remembered where it is whole."""
+        mean, _ = self._distribution(picture) if blank is None else self.encode(picture.pixels, blank)
+        latents: Tensor = (mean - self._vae.config.shift_factor) * self._vae.config.scaling_factor
+        return latents
 
     def _distribution(self, reference: Reference) -> tuple[Tensor, Tensor]:
         found = self._remembered.pop(reference.name, None) or self.encode(reference.pixels)
@@ -133,5 +148,9 @@ def _noised(latents: Tensor, noise: Tensor, sigma: float) -> Tensor:
 
 def _mask_tokens(mask: Pixels, channels: int) -> Tensor:
     """[H, W] of 0 and 255 -> [N, 4 * C] of 0 and 1, a latent taking the value of its first pixel."""
-    latents = torch.from_numpy((mask[::LATENT_PX, ::LATENT_PX] >= 128).astype(np.float32))
-    return patchify(latents.expand(channels, -1, -1).contiguous())
+    return patchify(_mask_latents(mask).expand(channels, -1, -1).contiguous())
+
+
+def _mask_latents(mask: Pixels) -> Tensor:
+    """[1, h, w]"""
+    return torch.from_numpy((mask[::LATENT_PX, ::LATENT_PX] >= WHITE).astype(np.float32))[None]

@@ -19,19 +19,14 @@ FORCED_STEPS = 8  # of a late request, saved up: then its share is taken also wh
 class Shape:
     """What must be equal for requests to share a step: pixels, the padded length of each row's caption, the adapter.
 
-    `adapter` is its name and its scale; `controlnet` its name and the work of a step with it, beside one without.
+    `adapter` is its name and its scale; of the `controlnet` rows may have scales of their own.
     """
 
     height: int
     width: int
     captions: tuple[int, ...]
     adapter: tuple[str, float] | None = None
-    controlnet: tuple[str, float] | None = None
-
-    @property
-    def work(self) -> float:
-        """Of its step, in steps without a ControlNet."""
-        return 1.0 if self.controlnet is None else self.controlnet[1]
+    controlnet: str | None = None
 
     @property
     def rows(self) -> int:
@@ -90,7 +85,7 @@ class Batcher:
         self._max_batch = max_batch
 
     def step_seconds(self, shape: Shape, members: int = 1) -> float:
-        return shape.work * self._times.step_seconds(shape.tokens, shape.rows * members)
+        return self._times.step_seconds(shape.tokens, shape.rows * members, shape.controlnet)
 
     def remaining(self, entry: Entry, members: int = 1) -> float:
         steps = entry.steps_left * self.step_seconds(entry.shape, members)

@@ -70,4 +70,4 @@ class Turns:
     def seconds(self, batch: Sequence[Entry]) -> float:
         """As measured, for a whole step of it."""
         shape = batch[0].shape
-        return shape.work * self._times.step_seconds(shape.tokens, shape.rows * len(batch))
+        return self._times.step_seconds(shape.tokens, shape.rows * len(batch), shape.controlnet)

@@ -155,8 +155,9 @@ class Accounting:
     ) -> None:
         of = self.of(submission.request.model)
         self.registry.count("zimage_images_total", of.model, submission.request.output_format, by=len(images))
-        if (adapter := submission.request.adapter) is not None:
-            self.registry.count("zimage_adapter_images_total", of.model, adapter, by=len(images))
+        for kind, name in (("adapter", submission.request.adapter), ("controlnet", submission.request.controlnet)):
+            if name is not None:
+                self.registry.count(f"zimage_{kind}_images_total", of.model, name, by=len(images))
         self.registry.count("zimage_cache_requests_total", of.model, "skip" if submission.cache == "skip" else cache)
         self.registry.observe("zimage_request_duration_seconds", took_s, of.model)
         self.registry.observe("zimage_queue_duration_seconds", waited_s, of.model)

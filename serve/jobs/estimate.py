@@ -25,7 +25,8 @@ def solo_seconds(submission: Submission, times: StepTimes) -> float:
         tokens=sequence_tokens(request.image_tokens, submission.prompt_tokens),
         rows=2 if request.guided else 1,
         pixels=request.width * request.height,
-        encoded=bool(request.inputs),
+        encoded=sum(name is not None for name in (request.image, request.control_image)),
+        controlnet=request.controlnet,
     )
 
 

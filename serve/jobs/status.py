@@ -112,6 +112,7 @@ def _of_replicas(states: Iterable[ReplicaState], model: str) -> dict[Series, flo
             "zimage_vram_reserved_bytes": state.vram_reserved,
             "zimage_vram_total_bytes": state.vram_total,
             "zimage_adapter_bytes": state.adapter_bytes,
+            "zimage_controlnet_bytes": state.controlnet_bytes,
             "zimage_gpu_utilization_ratio": state.gpu.utilization if state.gpu else None,
             "zimage_gpu_power_watts": state.gpu.power_w if state.gpu else None,
         }

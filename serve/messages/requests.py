@@ -26,7 +26,7 @@ class ImageRequest:
     a `mask`, only its white parts are drawn. Both are names of inputs in the asset store. Guidance is bounded to
     `cfg_normalization` times the norm of the prompt's own velocity (0: not), and ends where 1 - sigma is over
     `cfg_truncation`. A `controlnet` reads the `control_image`, an input too, and what it makes of it is added so many
-    times.
+    times. With a mask it reads the input picture as well, and the picture begins with noise.
     """
 
     model: str
@@ -58,6 +58,10 @@ class ImageRequest:
         if self.strength is None:
             return self.steps
         return self.steps - int(max(self.steps - min(self.steps * self.strength, self.steps), 0))
+
+    @property
+    def control_inpaints(self) -> bool:
+        return self.controlnet is not None and self.mask is not None
 
     @property
     def inputs(self) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ Kind = Literal["counter", "gauge", "histogram"]
 
 WAIT_S = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 WORK_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
-ADAPTER = ("model", "adapter")  # the configured names, no others
+BY_NAME = {kind: ("model", kind) for kind in ("adapter", "controlnet")}  # the configured names, no others
 MEMBERS = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 32.0, 64.0)
 
 
@@ -22,6 +22,20 @@ class Spec:
     help: str
     labels: tuple[str, ...] = ()
     buckets: tuple[float, ...] = ()
+
+
+def _kept(kind: str, one: str, many: str) -> tuple[Spec, ...]:
+    """Of what replicas load by name when it is asked for."""
+    name, labels = f"zimage_{kind}", BY_NAME[kind]
+    load = "one load: its file read, checked and put on the device"
+    return (
+        Spec("counter", f"{name}_images_total", f"pictures with {one} in jobs that succeeded", labels),
+        Spec("counter", f"{name}_loads_total", f"loads of {one} into a replica's memory", labels),
+        Spec("counter", f"{name}_load_failures_total", f"loads of {one} that failed", labels),
+        Spec("counter", f"{name}_evictions_total", f"{many} let go to make room for others", labels),
+        Spec("histogram", f"{name}_load_duration_seconds", load, (), WORK_S),
+        Spec("gauge", f"{name}_bytes", f"memory that {many} take on the replica's device", ("replica",)),
+    )
 
 
 CATALOG: tuple[Spec, ...] = (
@@ -83,19 +97,9 @@ CATALOG: tuple[Spec, ...] = (
     Spec("gauge", "zimage_vram_total_bytes", "GPU memory of the replica's device", ("replica",)),
     Spec("gauge", "zimage_gpu_utilization_ratio", "share of time in which a kernel ran, 0 to 1", ("replica",)),
     Spec("gauge", "zimage_gpu_power_watts", "power that the replica's device draws", ("replica",)),
-    # adapters
-    Spec("counter", "zimage_adapter_images_total", "pictures with an adapter in jobs that succeeded", ADAPTER),
-    Spec("counter", "zimage_adapter_loads_total", "loads of an adapter into a replica's memory", ADAPTER),
-    Spec("counter", "zimage_adapter_load_failures_total", "loads of an adapter that failed", ADAPTER),
-    Spec("counter", "zimage_adapter_evictions_total", "adapters let go to make room for others", ADAPTER),
-    Spec(
-        "histogram",
-        "zimage_adapter_load_duration_seconds",
-        "one load: its file read, checked and put on the device",
-        (),
-        WORK_S,
-    ),
-    Spec("gauge", "zimage_adapter_bytes", "memory that adapters take on the replica's device", ("replica",)),
+    # adapters and ControlNets
+    *_kept("adapter", "an adapter", "adapters"),
+    *_kept("controlnet", "a ControlNet", "ControlNets"),
     # the asset store, webhooks, quotas
     Spec("gauge", "zimage_store_free_bytes", "room in the local asset store; without a sample for S3"),
     Spec("gauge", "zimage_store_assets", "pictures in the asset store"),

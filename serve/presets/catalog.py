@@ -142,10 +142,13 @@ def _of_preset(document: Document, preset: Preset, at: Key, settings: Settings) 
         else:
             if limits.max_side_px is not None and max(sides) > limits.max_side_px:
                 yield document.problem((*at, "size"), f"is over its own limits.max_side_px {limits.max_side_px}")
-    if preset.adapter is not None and preset.adapter not in settings.adapters:
-        there = ", ".join(settings.adapters) or "none"
-        hint = suggestion(preset.adapter, tuple(settings.adapters))
-        yield document.problem((*at, "adapter"), f"there is no adapter {preset.adapter!r}, but: {there}", hint)
+    for kind, wanted, served in (
+        ("adapter", preset.adapter, tuple(settings.adapters)),
+        ("controlnet", preset.controlnet, tuple(settings.controlnets)),
+    ):
+        if wanted is not None and wanted not in served:
+            told = f"there is no {kind} {wanted!r}, but: {', '.join(served) or 'none'}"
+            yield document.problem((*at, kind), told, suggestion(wanted, served))
     named: dict[Key, int] = {("num_inference_steps",): preset.num_inference_steps or 0}
     named |= {("quality", name): steps for name, steps in preset.quality.items()}
     for key, steps in named.items():

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
-from serve.document import suggestion
+from serve.document import one_of, suggestion
 from serve.errors import Fragment, InvalidRequest
 from serve.presets.banned import first_banned
 from serve.presets.catalog import Catalog
@@ -14,7 +14,6 @@ from serve.presets.file import SLOT, Alias, Lockable, Preset, Quality, Style
 
 T = TypeVar("T")
 E = TypeVar("E", bound=Style)
-MOST_NAMES = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +95,17 @@ class Choice:
         own = self.preset.adapter_scale if self.preset and self.preset.adapter == adapter else None
         return self._decide("adapter_scale", asked, own)
 
+    def controlnet(self, asked: str | None) -> str | None:
+        """Of a request that brings a picture to follow."""
+        return self._decide("controlnet", asked, self.preset.controlnet if self.preset else None)
+
+    def control_scale(self, asked: float | None, controlnet: str) -> float | None:
+        """The preset's is for its own ControlNet only."""
+        own = (
+            self.preset.controlnet_conditioning_scale if self.preset and self.preset.controlnet == controlnet else None
+        )
+        return self._decide("controlnet_conditioning_scale", asked, own)
+
     def cfg(self, normalization: float | None, truncation: float | None) -> tuple[float | None, float | None]:
         preset = self.preset
         if preset is None:
@@ -160,9 +170,6 @@ class Choice:
 def _named(param: str, name: str | None, entries: Mapping[str, E]) -> E | None:
     if name is None or name in entries:
         return None if name is None else entries[name]
-    there = ", ".join(list(entries)[:MOST_NAMES])
-    hint = (
-        f"leave {param} out: there are none" if not entries else f"send one of: {there}; GET /v1/presets has them all"
-    )
+    hint = one_of(tuple(entries), "GET /v1/presets") if entries else f"leave {param} out: there are none"
     close = suggestion(name.strip().lower()[:64], tuple(entries))
     raise InvalidRequest(f"unknown {param} {name[:64]!r}", param=param, hint=f"{close} {hint}" if close else hint)

@@ -9,12 +9,16 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from serve.adapter_settings import AdapterName, AdapterScale
+from serve.controlnet_settings import ControlNetName, ControlScale
 from serve.presets.banned import fold
 
 SLOT = "{prompt}"
 
 Quality = Literal["low", "medium", "high", "xhigh", "max"]
-Lockable = Literal["size", "num_inference_steps", "guidance_scale", "negative_prompt", "adapter", "adapter_scale"]
+Lockable = Literal[
+    "size", "num_inference_steps", "guidance_scale", "negative_prompt", "adapter", "adapter_scale", "controlnet",
+    "controlnet_conditioning_scale",
+]  # fmt: skip
 Steps = Annotated[int, Field(ge=1, le=50)]
 
 
@@ -88,6 +92,8 @@ class Preset(Style):
     cfg_truncation: float | None = Field(None, ge=0, le=1)
     adapter: AdapterName | None = None
     adapter_scale: AdapterScale | None = None
+    controlnet: ControlNetName | None = None
+    controlnet_conditioning_scale: ControlScale | None = None
     quality: dict[Quality, Steps] = {}
     limits: Limits = Limits()
     locked: tuple[Lockable, ...] = ()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -15,23 +16,43 @@ from openai import AsyncOpenAI
 from PIL import Image, ImageDraw
 
 from serve.api.app import create_app
+from serve.errors import InvalidConfig
 from serve.local import open_service
+from serve.presets.catalog import parse
+from serve.presets.hot import hot_presets
 from serve.settings import EMBEDDED_FOLDER
 from tests import control_files
 
 SHIPPED = EMBEDDED_FOLDER / "controlnets" / "lines"
 QUICK = {"num_inference_steps": 2, "seed": 5, "prompt": "a red fox on a yellow background"}
 
+PRESETS = """
+presets:
+  - name: sketch
+    title: {en: Sketch, zh: 草图}
+    prompt: "a drawing of {prompt}"
+    controlnet: lines
+    controlnet_conditioning_scale: 0.4
+    locked: [controlnet]
+"""
+
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def api(settings, tmp_path_factory) -> AsyncIterator[httpx.AsyncClient]:
     folder = tmp_path_factory.mktemp("controlnets")
     lines = {"weights": str(control_files.write(folder / "lines", "plain")), "scale": 0.9}
-    depth = str(control_files.write(folder / "depth", "own", seed=2))
-    changes = {"data": folder / "data", "presets": None, "controlnets": {"lines": lines, "depth": depth}}
+    depth = {"weights": str(control_files.write(folder / "depth", "own", seed=2)), "masks": True}
+    (folder / "presets.yaml").write_text(PRESETS, encoding="utf-8")
+    changes = {
+        "data": folder / "data",
+        "presets": folder / "presets.yaml",
+        "controlnets": {"lines": lines, "depth": depth},
+    }
     own = type(settings).model_validate(settings.model_dump() | changes | {"cache": {"enabled": True}})
     async with open_service(own) as service:
-        app = create_app(service, service.assets, service.prompts, own)
+        presets = hot_presets(own)
+        await presets.open()
+        app = create_app(service, service.assets, service.prompts, own, presets=presets)
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
             yield client
 
@@ -68,6 +89,63 @@ async def job(api: httpx.AsyncClient, path: str = "/v1/jobs", **body: Any) -> di
     answer = await api.post(path, json=body, headers={"Prefer": "wait=60"})
     assert answer.status_code in (200, 202), answer.text
     return answer.json()
+
+
+async def test_a_preset_may_name_one_for_pictures_that_are_brought_and_lock_it(api) -> None:
+    quick = QUICK | {"preset": "sketch"}
+    asked = await job(api, **quick, control_image=LINES["control_image"])
+    assert (asked["request"]["controlnet"], asked["request"]["controlnet_conditioning_scale"]) == ("lines", 0.4)
+    assert "controlnet" not in (await job(api, **quick, size="64x64"))["request"], "nothing was brought"
+    own = await job(api, **quick, **LINES, controlnet_conditioning_scale=1.2)
+    assert own["request"]["controlnet_conditioning_scale"] == 1.2, "that is not locked"
+    refused = await api.post("/v1/jobs", json=quick | LINES | {"controlnet": "depth"})
+    error = refused.json()["error"]
+    assert (refused.status_code, error["param"]) == (400, "controlnet")
+    assert "controlnet is 'depth', but preset 'sketch' fixes it at 'lines'" in error["message"]
+    again = await job(api, f"/v1/jobs/{asked['id']}/rerun", prompt="a hare")
+    assert again["request"]["prompt"] == "a drawing of a hare"
+    assert (again["request"]["controlnet"], again["request"]["controlnet_conditioning_scale"]) == ("lines", 0.4)
+    assert (await api.get("/v1/presets")).json()["data"][0]["controlnet"] == "lines"
+
+
+async def test_a_preset_with_one_that_is_not_there_is_refused(settings) -> None:
+    with pytest.raises(InvalidConfig, match=r"presets\[0\].controlnet.*there is no controlnet 'lines', but: none"):
+        parse("presets.yaml", PRESETS, settings)
+
+
+async def test_one_that_knows_masks_is_given_the_picture_and_the_mask(api) -> None:
+    """And draws from noise: `strength` means nothing then."""
+    begun = {"image": b64(file()), "mask": b64(file()), "control_image": b64(file()), "controlnet": "depth"}
+    whole = await drawn(api, **begun | {"image": None, "mask": None})
+    assert np.abs(whole - await drawn(api, **begun)).max() > 4
+    answer = await generate(api, **begun, strength=0.5)
+    assert answer.headers["X-Ignored-Parameters"] == "strength"
+    asked = await job(api, **QUICK, **begun, strength=0.5)
+    assert (asked["status"], asked["request"]["strength"]) == ("succeeded", None)
+    assert asked["progress"] == {"step": 2, "steps": 2} | asked["progress"]
+    again = await job(api, f"/v1/jobs/{asked['id']}/rerun", seed=9)
+    names = ("image", "mask", "control_image", "controlnet", "strength")
+    assert [again["request"][name] for name in names] == [asked["request"][name] for name in names]
+
+
+async def test_another_says_which_one_knows_masks(api) -> None:
+    begun = {"image": b64(file()), "mask": b64(file())}
+    error = (await api.post("/v1/jobs", json=QUICK | LINES | begun)).json()["error"]
+    assert error["message"] == "controlnet 'lines' and mask do not go together: it knows no masks"
+    assert error["hint"].startswith("send one of: depth, or leave out the mask")
+
+
+async def test_they_are_counted_by_name(api) -> None:
+    await generate(api, **LINES, seed=41)
+    told = (await api.get("/metrics")).text
+    seen = dict(line.rsplit(" ", 1) for line in told.splitlines() if line.startswith("zimage_controlnet"))
+    of = {
+        dict(re.findall(r'(\w+)="([^"]*)"', name)).get("controlnet", ""): name for name in seen if "loads_total" in name
+    }
+    assert float(seen[of["lines"]]) >= 1
+    assert float(seen[of["lines"].replace("loads", "images")]) >= 1
+    assert float(seen[of["depth"].replace("loads", "evictions")]) == 0, "there before it happens"
+    assert float(seen["zimage_controlnet_load_duration_seconds_count"]) >= 1
 
 
 async def test_a_picture_has_the_size_of_the_one_it_follows(api) -> None:
@@ -159,7 +237,10 @@ async def test_hugging_faces_client_sends_it_among_the_parameters(api) -> None:
 
 async def test_models_lists_them(api) -> None:
     (model, *aliases) = (await api.get("/v1/models")).json()["data"]
-    known = [{"id": "lines", "scale": 0.9, "max_scale": 2.0}, {"id": "depth", "scale": 0.75, "max_scale": 2.0}]
+    known = [
+        {"id": "lines", "scale": 0.9, "max_scale": 2.0, "masks": False},
+        {"id": "depth", "scale": 0.75, "max_scale": 2.0, "masks": True},
+    ]
     assert model["controlnets"] == known
     assert all("controlnets" not in alias for alias in aliases)
 

@@ -1,4 +1,4 @@
-"""Pictures with ControlNets equal diffusers' `ZImageControlNetPipeline`, alone and in mixed crowds."""
+"""Pictures with ControlNets equal diffusers' pipelines, that for masks as well, alone and in mixed crowds."""
 
 from __future__ import annotations
 
@@ -13,7 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import ZImageControlNetModel, ZImageControlNetPipeline, ZImageImg2ImgPipeline, ZImagePipeline
+from diffusers import (
+    ZImageControlNetInpaintPipeline,
+    ZImageControlNetModel,
+    ZImageControlNetPipeline,
+    ZImageImg2ImgPipeline,
+    ZImagePipeline,
+)
 
 from serve.messages import ImageRequest
 from serve.settings import EMBEDDED_FOLDER, Settings
@@ -23,6 +29,7 @@ from tests.exactness.crowd import Crowd, Visitor
 
 TOLERANCE = 1  # of 255
 CROWDS = int(os.environ.get("ZIMAGE_EXACTNESS_CROWDS", "2"))
+KNOWING_MASKS = ("shared", "own")
 Draw = Callable[[ImageRequest], np.ndarray]
 
 
@@ -63,13 +70,17 @@ def reference(folders: dict[str, Path], adapter: Path) -> Draw:
         warnings.filterwarnings("ignore", message="Already found a `peft_config`")
         plain.load_lora_weights(str(adapter), adapter_name="everywhere")
     pipes: dict[str | None, Any] = {None: plain}
+    inpainting = dict[str | None, Any]()
     for name, folder in folders.items():
-        net = ZImageControlNetModel.from_pretrained(folder)
-        pipes[name] = ZImageControlNetPipeline(**plain.components, controlnet=net)
+        parts: dict[str, Any] = plain.components | {"controlnet": ZImageControlNetModel.from_pretrained(folder)}
+        pipes[name] = ZImageControlNetPipeline(**parts)
         pipes[name].set_progress_bar_config(disable=True)
+        if name in KNOWING_MASKS:
+            inpainting[name] = ZImageControlNetInpaintPipeline(**parts)
+            inpainting[name].set_progress_bar_config(disable=True)
 
     def draw(request: ImageRequest) -> np.ndarray:
-        pipe, more = pipes[request.controlnet], {}
+        pipe, more = (pipes if request.mask is None else inpainting)[request.controlnet], {}
         if request.control_image is not None:
             more["control_image"] = inputs.opened(request.control_image)
             more["controlnet_conditioning_scale"] = request.controlnet_conditioning_scale
@@ -78,7 +89,9 @@ def reference(folders: dict[str, Path], adapter: Path) -> Draw:
         else:
             plain.enable_lora()
             plain.set_adapters(request.adapter, request.adapter_scale)
-        if request.image is not None:
+        if request.image is not None and request.mask is not None:
+            more |= {"image": inputs.opened(request.image), "mask_image": inputs.opened(request.mask)}
+        elif request.image is not None:
             more |= begun(plain, request)
         return np.asarray(
             pipe(
@@ -190,6 +203,23 @@ def test_one_that_begins_with_a_picture_equals_diffusers(
     assert off(picture, drawn(crowd, replace(asked, image=None, strength=None))) > 4
 
 
+@pytest.mark.parametrize("kind", KNOWING_MASKS)
+@pytest.mark.parametrize("how", [{}, {"guidance": 4.0, "negative_prompt": "a blue cat"}], ids=["plain", "guided"])
+def test_one_that_is_given_a_mask_equals_diffusers(
+    crowd: Crowd, reference: Draw, kind: str, how: dict[str, Any]
+) -> None:
+    asked = masked(request(6, kind, 1.8, **how))
+    picture = drawn(crowd, asked)
+    assert off(picture, reference(asked)) <= TOLERANCE
+    assert off(picture, drawn(crowd, replace(asked, image=None, mask=None))) > 4  # it reads them
+    assert off(picture, drawn(crowd, replace(asked, mask=inputs.mask(15, 64, 96)))) > 2 * TOLERANCE
+
+
+def masked(asked: ImageRequest) -> ImageRequest:
+    width, height = asked.width, asked.height
+    return replace(asked, image=inputs.picture(1, width, height), mask=inputs.mask(1, width, height))
+
+
 def test_a_mixed_crowd_equals_diffusers(crowd: Crowd, reference: Draw) -> None:
     """Of one shape: ControlNets, adapters and guidance keep them apart; control pictures and their scales do not."""
     asked = [
@@ -199,6 +229,8 @@ def test_a_mixed_crowd_equals_diffusers(crowd: Crowd, reference: Draw) -> None:
         request(4, "own", 1.1),
         request(5, "own", guidance=4.0, negative_prompt="a blue cat"),
         request(6, "shared"),
+        masked(request(12, "shared")),
+        masked(request(13, "own", 1.3)),
         request(7, None, adapter="everywhere"),
         request(8, "plain", adapter="everywhere"),
         request(9, "plain", 2.0, steps=3),
@@ -235,10 +267,12 @@ def anything(rng: random.Random) -> ImageRequest:
         steps=rng.randint(2, 8),
         adapter=rng.choice([None, None, "everywhere"]),
     )
-    kind = rng.choice(["text", "text", "guided", "begun"])
+    kind = rng.choice(["text", "text", "guided", "begun", "masked"])
     if kind == "guided":
         negative = rng.choice(["", "a blue cat " * 12])
         return replace(made, guidance=4.0, negative_prompt=negative, cfg_truncation=0.7)
+    if kind == "masked" and made.controlnet in KNOWING_MASKS:
+        return masked(made)
     if kind == "begun" and made.controlnet is not None:
         return replace(made, image=inputs.picture(rng.randrange(3), width, height), strength=rng.choice([0.4, 0.9]))
     return made

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from serve.adapters import AdapterFile, check_files, open_files
+from serve.adapters import FILES, AdapterFile
 from serve.engine.adapters import Adapters, no_adapters
 from serve.engine.lora import Adapter, load
 from serve.engine.schedule import Batcher, Entry, Shape
@@ -31,7 +31,7 @@ PLAIN = ImageRequest(model="m", prompt="a cat", width=64, height=64, steps=4, se
 
 
 def opened(weights: Path | str, **more: Any) -> dict[str, AdapterFile]:
-    return open_files(Settings.model_validate({"adapters": {"it": {"weights": str(weights), **more}}}), EMBEDDED_FOLDER)
+    return FILES.open(Settings.model_validate({"adapters": {"it": {"weights": str(weights), **more}}}), EMBEDDED_FOLDER)
 
 
 def changed(path: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> Path:
@@ -114,7 +114,7 @@ def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
 def test_every_bad_one_is_found_at_once(tmp_path: Path) -> None:
     good = adapter_files.diffusers(tmp_path / "good.safetensors")
     settings = Settings.model_validate({"adapters": {"good": str(good), "gone": "/no/such", "none": "no/such"}})
-    assert [error.param for error in check_files(settings, EMBEDDED_FOLDER)] == [
+    assert [error.param for error in FILES.problems(settings, EMBEDDED_FOLDER)] == [
         "adapters.gone.weights",
         "adapters.none.weights",
     ]

@@ -7,13 +7,15 @@ from dataclasses import replace
 
 import pytest
 
+from serve.errors import DeadlineInfeasible
 from serve.jobs.backlog import Backlog
 from serve.jobs.dispatcher import Dispatcher
 from serve.jobs.fleet import Fleet
-from serve.messages import Generated, StoredImage, TaskStepped
-from tests.unit.replicas import SLOTS, STEP_S, Replicas, beat, order, submitted
+from serve.messages import Generated, Phase, ReplicaState, StoredImage, TaskStepped
+from tests.unit.replicas import SLOTS, STEP_S, TIMES, Replicas, beat, order, submitted
 
 SOLO_S = 8 * STEP_S
+DENOISER = ReplicaState(replica_id="d1", role="denoiser", phase=Phase.READY, slots=SLOTS)
 
 
 async def test_what_waits_and_what_runs_counts(jobs: Dispatcher, replicas: Replicas) -> None:
@@ -26,6 +28,19 @@ async def test_what_waits_and_what_runs_counts(jobs: Dispatcher, replicas: Repli
     assert (demand.busy, demand.ready) == (1, 1)
     await replicas.finish(held[0])
     assert jobs.demand()["denoiser"].backlog_s == pytest.approx(5 * SOLO_S)
+
+
+async def test_the_work_of_a_controlnet_counts_in_backlog_deadlines_and_estimates(jobs: Dispatcher) -> None:
+    jobs.heartbeat(denoiser := replace(DENOISER, step_times=TIMES | {"controlnets": {"lines": 1.5}}))
+    plain = order()
+    lines = replace(plain.request, controlnet="lines", control_image="a" * 64)
+    with pytest.raises(DeadlineInfeasible, match="the earliest feasible is 120"):
+        await jobs.submit(replace(plain, request=lines, deadline_ms=100))
+    await jobs.submit(replace(plain, request=lines))
+    assert jobs.demand()["denoiser"].backlog_s == pytest.approx(1.5 * SOLO_S)
+    jobs.heartbeat(replace(denoiser, step_times=TIMES | {"controlnets": {"lines": 2.0}}))  # as it has learned
+    with pytest.raises(DeadlineInfeasible, match="the earliest feasible is 280"):  # behind the one that is there
+        await jobs.submit(replace(order(deadline_ms=100), request=lines))
 
 
 async def test_pictures_that_another_job_draws_are_no_work(jobs: Dispatcher, replicas: Replicas) -> None:

@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from PIL import Image
+from PIL import Image, ImageDraw
 
-from serve.generate_settings import ADAPTERS, settings_for
+from serve.generate_settings import ADAPTERS, CONTROLNETS, settings_for
 
+PICTURE = "docs/page.webp"
 PRESETS = """
 presets:
   - name: plan
@@ -56,6 +57,21 @@ def test_a_picture_begins_with_another_and_keeps_what_its_mask_leaves(tmp_path: 
     assert away[:40].mean() > 2 * away[60:].mean()
 
 
+def test_a_picture_is_drawn_along_lines(tmp_path: Path):
+    lines, output = tmp_path / "lines.png", tmp_path / "orange.png"
+    with Image.new("RGB", (128, 96)) as drawn:
+        ImageDraw.Draw(drawn).ellipse((4, 20, 60, 76), outline="white", width=2)
+        drawn.save(lines)
+    how = ("--controlnet", "lines", "--control-image", str(lines), "--controlnet-scale", "1", "--seed", "3")
+    done = zimage("generate", "an orange on a white background", *how, "-o", str(output))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"{output}: 128x96, 8 steps, seed 3, drawn in ")
+    with Image.open(output) as picture:
+        assert "ControlNet: lines:1" in picture.text["parameters"]
+        blue = np.asarray(picture.convert("RGB"))[..., 2].astype(int)
+    assert blue[:, 68:].mean() > blue[36:60, 20:44].mean() + 60, "it is on the left, as its outline is"
+
+
 def test_a_preset_and_the_adapters_of_a_config_file(tmp_path: Path):
     (tmp_path / "presets.yaml").write_text(PRESETS)
     args = {"adapters": {"paper": str(ADAPTERS / "blueprint.safetensors")}, "presets": str(tmp_path / "presets.yaml")}
@@ -81,6 +97,28 @@ def test_a_preset_and_the_adapters_of_a_config_file(tmp_path: Path):
         (["cat", "--image", "README.md"], "image is not a PNG, JPEG or WebP file", "send a PNG, JPEG or WebP file"),
         (["cat", "--mask", "no.png"], "mask is given without image", "name the picture that it belongs to: --image"),
         (["cat", "--adapter", "blueprnt"], "unknown adapter 'blueprnt'", "did you mean 'blueprint'?"),
+        (["cat", "--adapter", "nope"], "unknown adapter 'nope'", "send one of: blueprint\n"),
+        (
+            ["cat", "--controlnet", "nope", "--control-image", PICTURE],
+            "unknown controlnet 'nope'",
+            "send one of: lines\n",
+        ),
+        (
+            ["cat", "--controlnet", "lines"],
+            "controlnet 'lines' is sent without control_image",
+            "send the picture that it",
+        ),
+        (["cat", "--control-image", PICTURE], "control_image is sent without controlnet", "send one of: lines\n"),
+        (
+            ["cat", "--controlnet", "lines", "--control-image", "no.png"],
+            "control_image: cannot read no.png",
+            "name a file",
+        ),
+        (
+            ["cat", "--controlnet", "no/such", "--control-image", PICTURE],
+            "controlnet 'such': no/such is not on",
+            "hf download",
+        ),
         (["cat", "--preset", "nope"], "unknown preset 'nope'", ""),
         (["cat", "--model", "no/such"], "no/such is not on this machine", "zimage download no/such"),
     ],
@@ -88,7 +126,7 @@ def test_a_preset_and_the_adapters_of_a_config_file(tmp_path: Path):
 def test_mistakes_are_told_with_their_fix(args: list[str], error: str, fix: str):
     done = zimage("generate", *args)
     assert done.returncode == 1
-    first, second = done.stderr.splitlines()
+    first, second = done.stderr.splitlines(keepends=True)
     assert error in first.removeprefix("error: ")
     assert second.startswith(f"fix: {fix}")
 
@@ -98,14 +136,21 @@ def test_mistakes_are_told_with_their_fix(args: list[str], error: str, fix: str)
     [("blueprint", "blueprint"), ("/a/Ink Wash v2.safetensors", "ink-wash-v2"), ("org/Soft", "soft")],
 )
 def test_an_adapter_is_a_name_a_file_or_a_hub_id(adapter: str, name: str):
-    settings, named = settings_for(None, adapter, {"threads": 2})
-    assert (named, settings.threads, settings.model) == (name, 2, "embedded")
+    settings, named, nothing = settings_for(None, {"threads": 2}, adapter)
+    assert (named, nothing, settings.threads, settings.model) == (name, None, 2, "embedded")
     assert settings.adapters[name].weights == (str(ADAPTERS / "blueprint.safetensors") if name == adapter else adapter)
+
+
+@pytest.mark.parametrize(("controlnet", "name"), [("lines", "lines"), ("/a/Depth 2", "depth-2"), ("org/Pose", "pose")])
+def test_so_is_a_controlnet(controlnet: str, name: str):
+    settings, _, named = settings_for(None, {}, controlnet=controlnet)
+    assert named == name
+    assert settings.controlnets[name].weights == (str(CONTROLNETS / "lines") if name == controlnet else controlnet)
 
 
 @pytest.mark.parametrize(("model", "steps"), [(None, 8), ("z-image-turbo", 8), ("z-image-base", 28)])
 def test_a_config_files_model_is_drawn_with_by_its_name(model: str | None, steps: int):
-    settings, _ = settings_for(Path("config/serve.two.yaml"), None, {} if model is None else {"model": model})
+    settings, *_ = settings_for(Path("config/serve.two.yaml"), {} if model is None else {"model": model})
     assert (settings.model, settings.default_steps, settings.models) == ("embedded", steps, {})
 
 

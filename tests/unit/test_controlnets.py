@@ -13,7 +13,7 @@ from diffusers import ZImageControlNetModel
 from safetensors.torch import load_file, save_file
 
 from serve.architecture import TransformerConfig
-from serve.controlnets import ControlConfig, _config, check_files, located, open_files
+from serve.controlnets import FILES, ControlConfig, _config
 from serve.engine.controlnet import load
 from serve.engine.memory import Memory, Vram
 from serve.engine.schedule import Batcher, Entry, Shape
@@ -36,16 +36,16 @@ def settings(path: Path, **more: Any) -> Settings:
 
 def refused(path: Path, **more: Any) -> str:
     with pytest.raises(WeightsError) as error:
-        open_files(settings(path, **more), EMBEDDED_FOLDER)
+        FILES.open(settings(path, **more), EMBEDDED_FOLDER)
     assert error.value.hint
     assert error.value.param is None or error.value.param.startswith("controlnets.it")
-    assert check_files(settings(path, **more), EMBEDDED_FOLDER)[0].message == error.value.message
+    assert FILES.problems(settings(path, **more), EMBEDDED_FOLDER)[0].message == error.value.message
     return error.value.message
 
 
 @pytest.mark.parametrize("kind", control_files.KINDS)
 def test_every_kind_is_verified_and_counted(tmp_path: Path, kind: str) -> None:
-    file = open_files(settings(control_files.write(tmp_path / kind, kind)), EMBEDDED_FOLDER)["it"]
+    file = FILES.open(settings(control_files.write(tmp_path / kind, kind)), EMBEDDED_FOLDER)["it"]
     net = control_files.random(kind)
     assert file.parameters == sum(parameter.numel() for parameter in net.parameters())
     loaded = load(file, torch.device("cpu"), torch.float32)
@@ -73,14 +73,14 @@ def test_work_is_that_of_the_blocks_which_run() -> None:
 
 def test_a_file_a_folder_and_another_place_of_the_same_weights(tmp_path: Path) -> None:
     folder = control_files.write(tmp_path / "net", "plain")
-    of_folder = open_files(settings(folder), EMBEDDED_FOLDER)["it"]
-    of_file = open_files(settings(folder / WEIGHTS, scale=0.5), EMBEDDED_FOLDER)["it"]
+    of_folder = FILES.open(settings(folder), EMBEDDED_FOLDER)["it"]
+    of_file = FILES.open(settings(folder / WEIGHTS, scale=0.5), EMBEDDED_FOLDER)["it"]
     assert of_folder.digest == of_file.digest
     assert (of_folder.scale, of_file.scale) == (0.75, 0.5)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"control_layers_places": [0, 1, 2]}))
-    assert open_files(settings(folder), EMBEDDED_FOLDER)["it"].digest != of_file.digest
-    assert located(settings(folder), EMBEDDED_FOLDER)["it"].weights == str(folder / WEIGHTS)
+    assert FILES.open(settings(folder), EMBEDDED_FOLDER)["it"].digest != of_file.digest
+    assert FILES.located(settings(folder), EMBEDDED_FOLDER)["it"].weights == str(folder / WEIGHTS)
 
 
 def test_one_that_does_not_fit_is_refused_with_the_reason(tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_one_of_three_layers_needs_its_config(tmp_path: Path) -> None:
 
 def test_a_file_that_changes_under_a_running_service_is_not_loaded(tmp_path: Path) -> None:
     folder = control_files.write(tmp_path / "net", "bare")
-    file = open_files(settings(folder), EMBEDDED_FOLDER)["it"]
+    file = FILES.open(settings(folder), EMBEDDED_FOLDER)["it"]
     control_files.write(folder, "bare", seed=2)
     with pytest.raises(WeightsError, match="has changed since the start"):
         load(file, torch.device("cpu"), torch.float32)
@@ -178,6 +178,16 @@ def test_one_larger_than_the_bytes_for_all_stops_the_start(tmp_path: Path) -> No
         open_controlnets(small, EMBEDDED_FOLDER, Placement(torch.device("cpu"), torch.float32))
 
 
+def test_one_that_is_to_know_masks_must_have_the_channels(tmp_path: Path) -> None:
+    for kind, known in (("plain", False), ("own", True)):
+        folder = control_files.write(tmp_path / kind, kind)
+        found = Settings.model_validate({"controlnets": {"it": {"weights": str(folder), "masks": True}}})
+        told = [problem.message for problem in FILES.problems(found, EMBEDDED_FOLDER)]
+        assert (not told) is known
+        if not known:
+            assert "masks is true, but control_in_dim is 16, and one that knows masks has 33" in told[0]
+
+
 # --- in groups, in time, in memory
 
 
@@ -187,10 +197,11 @@ def entry(id: str, shape: Shape) -> Entry:
 
 def test_only_requests_of_one_controlnet_share_a_step() -> None:
     times = StepTimes()
-    plain, lines = Shape(64, 64, (32,)), Shape(64, 64, (32,), controlnet=("lines", 1.5))
+    plain, lines = Shape(64, 64, (32,)), Shape(64, 64, (32,), controlnet="lines")
+    times.expect("lines", 1.5)
     times.observe_step(plain.tokens, 1, 1.0)
     times.observe_step(plain.tokens, 4, 1.0)
-    entries = [entry("a", lines), entry("b", plain), entry("c", lines), entry("d", replace(lines, controlnet=("x", 1)))]
+    entries = [entry("a", lines), entry("b", plain), entry("c", lines), entry("d", replace(lines, controlnet="x"))]
     batch = Batcher(times, 4).fill(entries[0], entries, 0.0)
     assert [it.id for it in batch] == ["a", "c"]
     assert Batcher(times, 4).step_seconds(lines) == 1.5 * Batcher(times, 4).step_seconds(plain)
@@ -216,7 +227,7 @@ def test_a_step_with_one_is_given_more_memory() -> None:
     memory, plain = Memory(Fixed()), Shape(64, 64, (32,))
     large = Shape(256, 256, (32,))
     assert memory.measure_step(large, 1, lambda: None)
-    assert memory.step_bytes(replace(large, controlnet=("lines", 1.5))) > memory.step_bytes(large)
+    assert memory.step_bytes(replace(large, controlnet="lines")) > memory.step_bytes(large)
     assert memory.step_bytes(plain) > 0
 
 

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 from ulid import ULID
 
-from serve.controlnets import ControlNetFile, open_files
+from serve.controlnets import FILES, ControlNetFile
 from serve.engine.adapters import Adapters
 from serve.engine.controlnet import ControlNet, load
-from serve.engine.open import Placement, load_transformer, open_controlnets
+from serve.engine.engine import Engine
+from serve.engine.open import Placement, load_transformer, open_controlnets, open_engine
 from serve.engine.zimage import Row, ZImageTransformer
 from serve.local import LocalService, open_service
-from serve.messages import ImageRequest, Phase, ReplicaState, Submission, Succeeded, Terminal
+from serve.messages import ImageRequest, Phase, Queued, ReplicaState, Submission, Succeeded, Terminal
 from serve.settings import EMBEDDED_FOLDER, Settings
 from tests import control_files
 from tests.exactness import inputs
@@ -42,7 +43,19 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[Shelf]:
 
 
 @pytest.fixture
-async def service(opened: list[Shelf], tmp_path: Path) -> AsyncIterator[LocalService]:
+def engines(monkeypatch: pytest.MonkeyPatch) -> list[Engine]:
+    found: list[Engine] = []
+
+    def opening(*args: Any, **more: Any) -> Engine:
+        found.append(open_engine(*args, **more))
+        return found[-1]
+
+    monkeypatch.setattr("serve.local.open_engine", opening)
+    return found
+
+
+@pytest.fixture
+async def service(opened: list[Shelf], engines: list[Engine], tmp_path: Path) -> AsyncIterator[LocalService]:
     folders = {name: str(control_files.write(tmp_path / name, name)) for name in ("plain", "own", "bare")}
     options = {
         "data": tmp_path / "data",
@@ -50,6 +63,7 @@ async def service(opened: list[Shelf], tmp_path: Path) -> AsyncIterator[LocalSer
         "presets": None,
         "controlnets": folders,
         "controlnet_bytes": "12MB",  # of two
+        "timeouts": {"heartbeat_s": 60},
         "scheduler": {"policy": "round_robin"},  # alike share a step whether it pays here or not
     }
     async with open_service(Settings.model_validate(options)) as service:
@@ -94,12 +108,36 @@ async def test_a_step_has_one_controlnet_or_none(service: LocalService, steps: l
     assert {name for names in steps for name in names} == {None, "plain", "own"}
 
 
+async def eta(service: LocalService, request: ImageRequest) -> float:
+    """As it was first told, of a job that is drawn to its end."""
+    job_id, first = str(ULID()), None
+    for name in request.inputs:
+        await service.assets.write_input(name, inputs.KNOWN[name].data)
+    await service.submit(Submission(job_id=job_id, request=request, prompt_tokens=20))
+    async for event in service.watch(job_id):
+        first = first or event
+    assert isinstance(first, Queued)
+    assert first.eta_seconds is not None
+    return first.eta_seconds
+
+
+async def test_it_is_told_to_take_longer_than_one_without(service: LocalService, engines: list[Engine]) -> None:
+    """By its blocks at first, as heartbeats are a minute apart here; then as it was measured."""
+    (engine,) = engines
+    by_blocks = engine.times.factor("own")
+    assert by_blocks > 1
+    plain, lines = [await eta(service, request) for request in (PLAIN, controlled("own", 6))]
+    assert plain * 1.01 < lines
+    assert engine.times.factor("own") != by_blocks
+    assert engine.times.factor("own") >= 1
+
+
 @pytest.mark.parametrize("kind", control_files.KINDS)
 def test_rows_of_one_controlnet_are_as_if_alone(tmp_path: Path, kind: str) -> None:
     """Whatever their pictures, scales, captions and steps are, and in how many parts the step is taken."""
     placement = Placement(torch.device("cpu"), torch.float32)
     folder = control_files.write(tmp_path / kind, kind)
-    files = open_files(Settings.model_validate({"controlnets": {kind: str(folder)}}), EMBEDDED_FOLDER)
+    files = FILES.open(Settings.model_validate({"controlnets": {kind: str(folder)}}), EMBEDDED_FOLDER)
     net, transformer = (
         load(files[kind], placement.device, placement.dtype),
         load_transformer(EMBEDDED_FOLDER, placement),

@@ -13,6 +13,7 @@ import pytest
 
 from serve.doctor import Finding, Plan, examine_machine, render
 from serve.settings import EMBEDDED_FOLDER, Settings
+from tests import control_files
 from tests.ports import free_port
 
 
@@ -40,6 +41,16 @@ def test_this_machine_is_fit(tmp_path: Path):
         finding for finding in found.values() if finding.status != "ok" and finding.check not in ("gpu", "shm")
     ] == []
     assert found["packages"].detail.endswith("ray 2.60.0")
+
+
+def test_adapters_and_controlnets_of_every_model_are_looked_at(tmp_path: Path):
+    lines = str(control_files.write(tmp_path / "lines", "plain"))
+    broken = {"weights": lines, "masks": True}
+    found = findings(data=tmp_path, controlnets={"lines": lines})
+    assert found["controlnets"] == Finding("controlnets", "ok", "lines: whole, and for this model")
+    told = findings(data=tmp_path, models={"other": {"model": "embedded", "controlnets": {"bad": broken}}})
+    assert told["controlnets"].status == "fail"
+    assert told["controlnets"].detail.startswith("controlnet 'bad': ")
 
 
 def test_command_within_five_seconds(tmp_path: Path):

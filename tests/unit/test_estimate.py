@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,8 +14,10 @@ work = st.builds(Work, images=st.integers(1, 10), seconds=st.floats(0.01, 100))
 works = st.lists(work, max_size=20)
 
 
-def submission(n: int = 1, guidance: float = 0.0) -> Submission:
-    request = ImageRequest(model="m", prompt="a cat", width=128, height=128, steps=8, seed=5, n=n, guidance=guidance)
+def submission(n: int = 1, guidance: float = 0.0, **more: Any) -> Submission:
+    request = ImageRequest(
+        model="m", prompt="a cat", width=128, height=128, steps=8, seed=5, n=n, guidance=guidance, **more
+    )
     return Submission(job_id="j", request=request, prompt_tokens=20)
 
 
@@ -24,6 +28,15 @@ def measured() -> StepTimes:
 def test_alone_a_job_takes_the_measured_steps_and_decoding_of_each_image() -> None:
     assert solo_seconds(submission(), measured()) == 8 * 0.5 + 1
     assert solo_seconds(submission(n=3), measured()) == 3 * (8 * 0.5 + 1)
+
+
+def test_a_controlnet_takes_longer_steps_and_a_picture_that_is_encoded() -> None:
+    times = measured()
+    times.expect("lines", 1.5)
+    lines = {"controlnet": "lines", "control_image": "a" * 64}
+    assert solo_seconds(submission(**lines), times) == 8 * 1.5 * 0.5 + 1.5
+    begun = {"image": "b" * 64, "mask": "c" * 64, "strength": 0.5}  # no mask is encoded
+    assert solo_seconds(submission(**lines | begun, guidance=4.0), times) == 4 * 1.5 * 0.75 + 2
 
 
 def test_guidance_takes_steps_of_two_rows() -> None:

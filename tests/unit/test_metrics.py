@@ -61,9 +61,9 @@ def generated(image: int = 0, executions: float = 1.0) -> Generated:
     )
 
 
-def finished(books: Accounting, n: int = 1, executions: float = 1.0, adapter: str | None = None) -> Job:
+def finished(books: Accounting, n: int = 1, executions: float = 1.0, **names: str) -> Job:
     submission = order(n=n)
-    job = Job(replace(submission, request=replace(submission.request, adapter=adapter)))
+    job = Job(replace(submission, request=replace(submission.request, **names)))
     job.begin(job.created_at + 0.2)
     for image in range(n):
         answer = generated(image, executions)
@@ -112,13 +112,14 @@ def test_a_request_of_three_pictures_is_one_success_and_three_inferences():
     assert seen["nv_inference_count{model=denoiser,version=1}"] == 3
 
 
-def test_pictures_are_counted_by_their_adapter():
+@pytest.mark.parametrize("kind", ["adapter", "controlnet"])
+def test_pictures_are_counted_by_their_adapter_and_controlnet(kind: str):
     books = accounting()
-    finished(books, n=2, adapter="blueprint")
+    finished(books, n=2, **{kind: "blue"})
     finished(books)
     seen = values(books)
-    adapted = {name: value for name, value in seen.items() if name.startswith("zimage_adapter_images_total")}
-    assert adapted == {"zimage_adapter_images_total{adapter=blueprint,model=m}": 2}
+    with_one = {name: value for name, value in seen.items() if f"zimage_{kind}_images_total" in name}
+    assert with_one == {f"zimage_{kind}_images_total{{{kind}=blue,model=m}}": 2}
     assert seen["zimage_images_total{format=png,model=m}"] == 3
 
 
@@ -185,12 +186,15 @@ def test_replicas_say_what_they_know_and_no_more():
     fleet.beat(
         ReplicaState(replica_id="d1", role="denoiser", phase=Phase.READY, vram_used=3, gpu=gpu, adapter_bytes=0), 0.0
     )
+    fleet.beat(ReplicaState(replica_id="d2", role="denoiser", phase=Phase.READY, controlnet_bytes=7), 0.0)
     fleet.beat(ReplicaState(replica_id="t1", role="text_encoder", phase=Phase.LOADING), 0.0)
     gauges = snapshot_of(fleet, [], "m", 1.0).gauges
-    assert gauges["zimage_replicas", ("m", "Denoiser", "ready")] == 1
+    assert gauges["zimage_replicas", ("m", "Denoiser", "ready")] == 2
     assert gauges["zimage_replicas", ("m", "TextEncoder", "loading weights")] == 1
     assert gauges["zimage_vram_used_bytes", ("d1",)] == 3
     assert gauges["zimage_adapter_bytes", ("d1",)] == 0
+    assert gauges["zimage_controlnet_bytes", ("d2",)] == 7
+    assert ("zimage_controlnet_bytes", ("d1",)) not in gauges
     assert ("zimage_gpu_utilization_ratio", ("d1",)) not in gauges
     assert gauges["zimage_gpu_power_watts", ("d1",)] == 350.0
 

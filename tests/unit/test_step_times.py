@@ -48,6 +48,30 @@ def test_it_survives_its_way_through_a_heartbeat() -> None:
     assert copy.step_seconds(200) == table().step_seconds(200)
 
 
+def test_a_step_with_a_controlnet_takes_as_much_longer_as_its_blocks_say() -> None:
+    times = table()
+    times.expect("lines", 1.5)
+    assert times.step_seconds(200, controlnet="lines") == pytest.approx(1.5 * 1.5)
+    times.observe_step(200, 2, 1.5 * 4.0, "lines")  # nothing of this size was measured without one
+    assert times.step_seconds(200, 2) == pytest.approx(4.0)
+    assert times.step_seconds(200, 2, "nobody's") == times.step_seconds(200, 2)
+    drawn = times.image_seconds(steps=3, tokens=100, rows=1, pixels=10_000, encoded=1, controlnet="lines")
+    assert drawn == pytest.approx(3 * 1.5 + 1.5 * 0.5)
+
+
+def test_then_as_measured_and_never_less_than_one_without() -> None:
+    times = table()
+    times.expect("lines", 1.5)
+    times.observe_step(100, 1, 2.0, "lines")
+    assert times.factor("lines") == pytest.approx(1.5 + SMOOTHING * (2.0 - 1.5))
+    assert times.step_seconds(100) == 1.0, "that is no news of steps without one"
+    for _ in range(100):
+        times.observe_step(100, 1, 0.5, "lines")
+    assert times.factor("lines") == pytest.approx(1.0)
+    copy = StepTimes.from_table(times.to_table())
+    assert (copy.to_table(), copy.factor("lines")) == (times.to_table(), times.factor("lines"))
+
+
 @given(image=st.integers(16, 20_000), prompt=st.integers(1, 512))
 def test_both_parts_of_a_sequence_are_padded(image: int, prompt: int) -> None:
     tokens = sequence_tokens(image, prompt)

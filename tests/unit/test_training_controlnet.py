@@ -10,7 +10,7 @@ import torch
 from diffusers import ZImageControlNetModel, ZImageControlNetPipeline, ZImagePipeline
 from PIL import Image
 
-from serve.controlnets import open_files
+from serve.controlnets import FILES
 from serve.settings import EMBEDDED_FOLDER, Settings
 from training.controlnet import lines, main, moved
 
@@ -38,7 +38,7 @@ def test_a_few_steps_make_a_folder_that_is_served(tmp_path: Path, capsys: pytest
     out = tmp_path / "lines"
     main(["--smoke", "--out", str(out)])
     options = {"controlnets": {"new": str(out), "lines": str(SHIPPED)}}
-    files = open_files(Settings.model_validate(options), EMBEDDED_FOLDER)
+    files = FILES.open(Settings.model_validate(options), EMBEDDED_FOLDER)
     assert files["new"].parameters == files["lines"].parameters
     assert files["new"].config == files["lines"].config
     assert "loss" in capsys.readouterr().out

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from serve.adapters import open_files
+from serve.adapters import FILES
 from serve.settings import EMBEDDED_FOLDER, Settings
 from training.lora import INK, PAPER, blueprint, main, prompts
 
@@ -34,8 +34,8 @@ def test_prompts_are_the_models_own_and_the_same_for_a_seed() -> None:
 def test_a_few_steps_make_a_file_that_is_served(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "style.safetensors"
     main(["--smoke", "--out", str(out)])
-    file = open_files(Settings.model_validate({"adapters": {"style": str(out)}}), EMBEDDED_FOLDER)["style"]
-    shipped = open_files(Settings.model_validate({"adapters": {"style": str(SHIPPED)}}), EMBEDDED_FOLDER)["style"]
+    file = FILES.open(Settings.model_validate({"adapters": {"style": str(out)}}), EMBEDDED_FOLDER)["style"]
+    shipped = FILES.open(Settings.model_validate({"adapters": {"style": str(SHIPPED)}}), EMBEDDED_FOLDER)["style"]
     assert file.parameters == shipped.parameters
     assert SHIPPED.stat().st_size <= 300_000
     assert "loss" in capsys.readouterr().out

@@ -6,14 +6,14 @@ import { drop } from "./gallery_data.js";
 import { loadJobs } from "./live.js";
 import { useSettings } from "./make.js";
 import { Confirm, Dialog, Icon, copy, failed } from "./parts.js";
-import { BegunOf, beginWithPicture } from "./reference.js";
+import { BegunOf, FollowedBy, beginWithPicture } from "./reference.js";
 import { state, toast, update, use } from "./store.js";
 import { size, t, useLang, when } from "./texts.js";
 
 function asked(one) {
   const body = { prompt: one.prompt, size: `${one.width}x${one.height}`, num_inference_steps: one.num_inference_steps, seed: one.seed, output_format: one.format };
   if (one.guidance_scale) Object.assign(body, { guidance_scale: one.guidance_scale }, one.negative_prompt ? { negative_prompt: one.negative_prompt } : {});
-  for (const name of ["image", "mask", "strength", "adapter", "adapter_scale", "cfg_normalization", "cfg_truncation"]) if (one[name] !== null && one[name] !== undefined) body[name] = one[name];
+  for (const name of ["image", "mask", "strength", "adapter", "adapter_scale", "controlnet", "control_image", "controlnet_conditioning_scale", "cfg_normalization", "cfg_truncation"]) if (one[name] !== null && one[name] !== undefined) body[name] = one[name];
   return body;
 }
 
@@ -35,7 +35,7 @@ function asPython(one) {
 function Facts({ one, known, job }) {
   const rows = [
     [t("negative"), one.negative_prompt], [t("size"), `${one.width} × ${one.height}`], [t("steps"), one.num_inference_steps], [t("guidance"), one.guidance_scale],
-    [t("seed"), one.seed], [t("began_with"), one.image && html`<${BegunOf} one=${one} /> ${Math.round(one.strength * 100)} %`], [t("adapter"), one.adapter && `${one.adapter} × ${one.adapter_scale}`], [t("preset"), job?.preset?.name], [t("style"), job?.preset?.style_preset], [t("model"), one.model], [t("bytes"), `${one.format}, ${size(one.bytes)}`], [t("created"), when(one.created_at)],
+    [t("seed"), one.seed], [t("began_with"), one.image && html`<${BegunOf} one=${one} /> ${Math.round((one.strength ?? 1) * 100)} %`], [t("adapter"), one.adapter && `${one.adapter} × ${one.adapter_scale}`], [t("controlnet"), one.controlnet && html`<${FollowedBy} one=${one} /> ${one.controlnet} × ${one.controlnet_conditioning_scale}`], [t("preset"), job?.preset?.name], [t("style"), job?.preset?.style_preset], [t("model"), one.model], [t("bytes"), `${one.format}, ${size(one.bytes)}`], [t("created"), when(one.created_at)],
     [t("timings"), job?.timings && ["queue_ms", "encode_ms", "denoise_ms", "decode_ms", "total_ms"].map((name) => `${t(name)} ${job.timings[name]} ms`).join(" · ")],
     [t("weights"), known?.metadata.weights], [t("engine"), known?.metadata.engine], [t("hash"), known && html`<code>${known.sha256}</code>`],
   ];

@@ -71,7 +71,7 @@ export function parse(text) {
   const rest = lines.slice(0, -1).join("\n");
   const negative = rest.indexOf("\nNegative prompt: ");
   const guidance = Number(value("CFG scale") ?? 0);
-  const [adapter, scale] = value("Adapter")?.split(":") ?? [null, null];
+  const [adapter, scale] = value("Adapter")?.split(":") ?? [null, null], [controlnet, strength] = value("ControlNet")?.split(":") ?? [];
   return {
     prompt: negative < 0 ? rest : rest.slice(0, negative),
     negative_prompt: negative < 0 ? "" : rest.slice(negative + 18),
@@ -79,5 +79,6 @@ export function parse(text) {
     guidance_scale: guidance, size: value("Size") ?? null,
     seed: Number(value("Seed") ?? 0), locked: value("Seed") !== undefined,
     preset: null, style_preset: null, n: 1, adapter, adapter_scale: scale === null ? null : Number(scale ?? 1),
+    control: controlnet ? { name: controlnet, scale: Number(strength ?? 1) } : null,
   };
 }

@@ -1,11 +1,13 @@
 // The form.
 import { html, useRef, useState } from "./preact.js";
-import { ApiError, BASE, post } from "./api.js";
+import { ApiError, post } from "./api.js";
+import { Chips, samples } from "./chips.js";
+import { Control, controlSent } from "./control.js";
 import { loadCatalog, put, refreshQuota } from "./live.js";
 import { ErrorBox, IconButton, failed } from "./parts.js";
-import { Reference, bring, referenceOf } from "./reference.js";
+import { Reference, bring, controlOf, referenceOf } from "./reference.js";
 import { EMPTY, setForm, state, update, use } from "./store.js";
-import { t, titled, useLang } from "./texts.js";
+import { t, useLang } from "./texts.js";
 
 const ASPECTS = [["1:1", 1, 1], ["4:3", 4, 3], ["3:4", 3, 4], ["3:2", 3, 2], ["2:3", 2, 3], ["16:9", 16, 9], ["9:16", 9, 16]];
 const MOST = 2 ** 53 - 1;
@@ -38,6 +40,7 @@ function body() {
     const { source, strength, mask } = state.reference;
     Object.assign(sent, { image: source, strength }, mask ? { mask } : {});
   }
+  Object.assign(sent, controlSent(presetOf(form)));
   if (state.models.length > 1) sent.model = state.model.id;
   if (state.me?.interactive) sent.priority = "interactive";
   return sent;
@@ -81,9 +84,9 @@ function showFragment(fragment, prompt) {
   field.setSelectionRange(units(fragment.start), units(fragment.end));
 }
 
-// As the job was asked for, with the picture that it began with.
+// As the job was asked for, with the pictures that it began with and followed.
 export function useSettings(request, preset) {
-  update({ reference: referenceOf(request), details: null, tab: "make" });
+  update({ reference: referenceOf(request), control: controlOf(request), details: null, tab: "make" });
   setForm({
     ...EMPTY, model: request.model, prompt: preset?.prompt ?? request.prompt, negative_prompt: preset ? "" : request.negative_prompt ?? "",
     preset: preset?.name ?? null, style_preset: preset?.style_preset ?? null, size: request.size,
@@ -93,36 +96,9 @@ export function useSettings(request, preset) {
   if (request.model !== state.model?.id) loadCatalog().catch(failed);
 }
 
-// The latest picture that was drawn with each preset, style and adapter: for those that have none of their own.
-function samples(jobs) {
-  const found = {};
-  for (const job of [...jobs.values()].sort((a, b) => (a.id < b.id ? 1 : -1))) {
-    const { preset, request } = job, image = (preset || request.adapter) && job.result?.images.find((one) => one.thumbnail_url);
-    if (!image) continue;
-    for (const name of [preset?.name && `p:${preset.name}`, preset?.style_preset && `s:${preset.style_preset}`, request.adapter && `a:${request.adapter}`]) {
-      if (name) found[name] ??= image.thumbnail_url.slice(image.thumbnail_url.indexOf("/v1/") + 1);
-    }
-  }
-  return found;
-}
-
-function Chips({ label, list, chosen, onChoose, pictures, kind, nobody = t("none") }) {
-  if (!list.length) return null;
-  const chip = (name, title, words, own) => {
-    const picture = own ? BASE + own.slice(1) : pictures[kind + name];
-    return html`<button type="button" class="choice" aria-pressed=${chosen === name} title=${words ?? ""} key=${name} onClick=${() => onChoose(name)}>
-      ${picture ? html`<img src=${picture} alt="" width="64" height="64" />` : html`<span class=${`swatch ${name ? "" : "no"}`} aria-hidden="true">${name && [...title][0]}</span>`}
-      <span>${title}</span></button>`;
-  };
-  return html`<fieldset><legend>${label}</legend><div class="choices">
-    ${chip(null, nobody)}
-    ${list.map((one) => chip(one.name, titled(one.title, one.name), titled(one.description, ""), one.picture_url))}
-  </div></fieldset>`;
-}
-
-// Presets, sizes and adapters are the model's own.
+// Presets, sizes, adapters and ControlNets are the model's own.
 function choose(id) {
-  update({ model: state.models.find((one) => one.id === id), catalog: null });
+  update({ model: state.models.find((one) => one.id === id), catalog: null, control: null });
   setForm({ model: id, preset: null, style_preset: null, size: null, adapter: null });
   loadCatalog().catch(failed);
 }
@@ -210,6 +186,7 @@ export function Make() {
     <${Chips} label=${t("preset")} kind="p:" pictures=${pictures} list=${catalog?.data ?? []} chosen=${form.preset} onChoose=${(preset) => setForm({ preset })} />
     <${Chips} label=${t("style")} kind="s:" pictures=${pictures} list=${catalog?.styles ?? []} chosen=${form.style_preset} onChoose=${(style_preset) => setForm({ style_preset })} />
     <${Adapter} form=${form} pictures=${pictures} />
+    <${Control} pictures=${pictures} preset=${presetOf(form)} />
     <${Size} form=${form} />
     <${Seed} form=${form} />
     <details open=${form.num_inference_steps !== null || form.guidance_scale !== null || !!form.negative_prompt}><summary>${t("advanced")}</summary>

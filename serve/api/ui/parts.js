@@ -37,7 +37,7 @@ export function Marked({ text, fragment }) {
   return html`<p class="marked">${part(0, fragment.start)}<mark>${part(fragment.start, fragment.end)}</mark>${part(fragment.end)}</p>`;
 }
 
-const FIELDS = { negative_prompt: "negative", n: "count", num_inference_steps: "steps", guidance_scale: "guidance", output_format: "format", style_preset: "style", image: "reference", mask: "masked" };
+const FIELDS = { negative_prompt: "negative", n: "count", num_inference_steps: "steps", guidance_scale: "guidance", output_format: "format", style_preset: "style", image: "reference", mask: "masked", control_image: "control", controlnet_conditioning_scale: "control_scale" };
 
 // What is wrong, where, what to do, and the id to ask the operator about. The server speaks English: its own words are the detail.
 export function ErrorBox({ error, prompt, job }) {

@@ -1,4 +1,4 @@
-// Pictures that are brought along: their settings, or they themselves to begin with.
+// Pictures that are brought along: their settings, or they themselves to begin with, or for a ControlNet to follow.
 import { html } from "./preact.js";
 import { BASE, local } from "./api.js";
 import { settingsOf } from "./embedded.js";
@@ -10,9 +10,11 @@ import { size, t, useLang } from "./texts.js";
 // What the service says of the pictures that it takes; undefined where it takes none.
 const taken = () => state.model?.image_input;
 
-function load(settings) {
+const follows = () => state.model?.controlnets?.length > 0;
+
+function load({ control, ...settings }) {
   setForm({ ...EMPTY, output_format: state.form.output_format, ...settings });
-  update({ tab: "make", brought: null });
+  update({ tab: "make", brought: null, control: control && { ...control, source: null, url: null } });
   toast(t("loaded"));
 }
 
@@ -31,17 +33,32 @@ const dataUrl = (file) => new Promise((done, wrong) => {
   reader.readAsDataURL(file);
 });
 
-async function beginWith(file) {
+// As it can be sent; undefined where it is too large, which is said.
+async function read(file) {
   const most = taken().max_bytes;
   if (file.size > most) return toast("", { code: "body_too_large", message: `${size(file.size)} > ${size(most)}` });
-  const source = await dataUrl(file);
-  return begin(source, source);
+  return dataUrl(file);
+}
+
+async function beginWith(file) {
+  const source = await read(file);
+  if (source) begin(source, source);
+}
+
+// By the ControlNet that is chosen, else the first.
+export async function follow(file) {
+  const source = await read(file);
+  if (!source) return;
+  const { controlnets } = state.model, { id: name } = controlnets.find((one) => one.id === state.control?.name) ?? controlnets[0];
+  update({ control: { scale: null, ...state.control, name, source, url: source }, brought: null, tab: "make" });
+  if (!state.reference) setForm({ size: null });
+  document.querySelector("#prompt")?.focus();
 }
 
 export async function bring(file) {
   const settings = await settingsOf(file).catch(() => null);
   if (!state.model) await loadCatalog(); // brought before the page knew whether pictures are taken
-  if (settings && taken()) return update({ brought: { file, settings, url: URL.createObjectURL(file) } });
+  if (taken() && (settings || follows())) return update({ brought: { file, settings, url: URL.createObjectURL(file) } });
   if (settings) return load(settings);
   return taken() ? beginWith(file) : toast(t("no_settings"));
 }
@@ -53,7 +70,12 @@ const inputUrl = (named) => (named ? `${BASE}v1/inputs/${named.split(":")[1]}` :
 // That of a job that began with one, with what was painted.
 export function referenceOf(request) {
   const { image, mask, strength } = request, url = inputUrl(image);
-  return image ? { source: image, url, full: url, strength, mask: mask ?? null, maskUrl: inputUrl(mask) } : null;
+  return image ? { source: image, url, full: url, strength: strength ?? 1, mask: mask ?? null, maskUrl: inputUrl(mask) } : null;
+}
+
+// And of one that followed one.
+export function controlOf({ controlnet, control_image, controlnet_conditioning_scale }) {
+  return controlnet ? { name: controlnet, scale: controlnet_conditioning_scale, source: control_image, url: inputUrl(control_image) } : null;
 }
 
 // With what may change of it in colour.
@@ -63,6 +85,7 @@ export function Begun({ url, mask, alt, onError }) {
 }
 
 export const BegunOf = ({ one }) => html`<${Begun} url=${inputUrl(one.image)} mask=${inputUrl(one.mask)} alt="" />`;
+export const FollowedBy = ({ one }) => html`<${Begun} url=${inputUrl(one.control_image)} alt="" />`;
 
 export function Brought() {
   useLang();
@@ -71,8 +94,9 @@ export function Brought() {
   const close = () => { URL.revokeObjectURL(one.url); update({ brought: null }); };
   return html`<${Dialog} title=${t("brought")} onClose=${close}><div class="brought">
     <img src=${one.url} alt="" />
-    <button type="button" class="primary" onClick=${() => load(one.settings)}>${t("load_settings")}</button>
+    ${one.settings && html`<button type="button" class="primary" onClick=${() => load(one.settings)}>${t("load_settings")}</button>`}
     <button type="button" onClick=${() => beginWith(one.file).catch(failed)}>${t("begin_with")}</button>
+    ${follows() && html`<button type="button" onClick=${() => follow(one.file).catch(failed)}>${t("follow_it")}</button>`}
   </div></${Dialog}>`;
 }
 

@@ -30,6 +30,7 @@ export const state = {
   jobs: new Map(), jobsLoaded: false, previews: new Map(), // previews by `${job}:${image}`
   pictures: [], cursor: null, more: true, query: "", loading: false, selected: new Set(),
   details: null, toasts: [],
+  control: null, // a ControlNet, how closely, and the picture that it follows
   reference: null, brought: null, painting: false, // a picture to begin with, one that was dropped and may become it, and whether it is painted on
 };
 

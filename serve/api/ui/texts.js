@@ -49,6 +49,8 @@ export const TEXTS = {
   brush: ["Brush", "画笔"], erase: ["Erase", "橡皮擦"], brush_size: ["Size", "大小"], undo: ["Undo", "撤销"], swap: ["Swap", "反转"], swap_hint: ["What is painted becomes what is not", "互换已涂抹与未涂抹的部分"], paint_done: ["Use this", "使用"],
   masked: ["What may change", "要改变的部分"], reference_gone: ["The picture that it began with is no longer there", "原参考图已不存在"],
   adapter: ["Adapter", "适配器"], adapter_scale: ["Strength of the adapter", "适配器强度"],
+  controlnet: ["ControlNet", "ControlNet"], control: ["The picture to follow", "控制图"], control_scale: ["How closely it is followed", "控制强度"],
+  control_choose: ["Choose the picture to follow…", "选择控制图…"], control_other: ["Another picture…", "换一张图片…"], control_gone: ["The picture that it followed is no longer there", "原控制图已不存在"], follow_it: ["Follow it", "作为控制图"],
   e_offline: ["The service cannot be reached. It will be tried again; nothing that was accepted is lost.", "无法连接服务。将自动重试；已接受的任务不会丢失。"],
   e_invalid_value: ["This value is not accepted", "这个值不被接受，请修改后重试"], e_controlnet_not_found: ["There is no such ControlNet", "没有这个 ControlNet"], e_prompt_too_long: ["The prompt is too long", "提示词太长，请缩短"],
   e_invalid_config: ["The file has mistakes; the old one stays at work", "文件有错误，旧版本继续生效"],
