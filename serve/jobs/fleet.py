@@ -178,8 +178,9 @@ class Fleet:
         return sum(replica.state.phase is Phase.READY for replica in self._role(role))
 
     def serves(self, role: str) -> bool:
-        """It takes work: some replica is ready, or one will be started for it."""
-        return self.ready(role) > 0 or role in self.sleepers
+        """It takes work: some replica is ready, or one will be started for it, or in the place of one that stops."""
+        stopping = any(replica.state.phase is Phase.STOPPING for replica in self._role(role))
+        return self.ready(role) > 0 or stopping or role in self.sleepers
 
     def busy(self, role: str) -> int:
         return sum(bool(replica.placed) for replica in self._role(role))

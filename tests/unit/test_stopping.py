@@ -165,6 +165,14 @@ async def test_one_that_is_withdrawn_stops_from_that_moment_on(jobs: Dispatcher,
     assert await restarts(jobs) == 0
 
 
+async def test_while_the_last_one_stops_work_is_taken_in(jobs: Dispatcher) -> None:
+    """In a deploy Ray Serve withdraws the old ones before it lists the new ones."""
+    jobs.withdraw("d1")
+    status = await jobs.status()
+    assert (status.ready, status.denoisers) == (True, 0)
+    await submitted(jobs)
+
+
 async def test_ones_that_left_stay_known_however_often_another_is_given_up(jobs: Dispatcher) -> None:
     jobs.leave("d1")
     for _ in range(200):
