@@ -1,5 +1,6 @@
 """The gallery: found, looked at, drawn again, deleted."""
 
+import asyncio
 import json
 
 import pytest_asyncio
@@ -111,3 +112,28 @@ async def test_older_pictures_come_while_one_scrolls(gallery, base_url):
     await expect(gallery.locator(".tile")).to_have_count(40)
     await gallery.mouse.wheel(0, 20000)
     await expect(gallery.locator(".tile")).to_have_count(53)
+
+
+async def test_a_refresh_while_older_pictures_are_fetched_loses_none(gallery, base_url):
+    """As after a short interruption: the page comes back, and looks at everything again."""
+    for _ in range(4):
+        body = {"prompt": "a dot", "n": 10, "size": "64x64", "num_inference_steps": 1}
+        assert (await gallery.context.request.post(f"{base_url}/v1/images/generations", data=body)).ok
+    may_come, asked = asyncio.Event(), asyncio.Event()
+
+    async def when_it_may(route):
+        asked.set()
+        await may_come.wait()
+        await route.continue_()
+
+    await gallery.route("**/v1/assets?*cursor=*", when_it_may)
+    await gallery.set_viewport_size({"width": 500, "height": 400})
+    await gallery.reload()
+    await expect(gallery.locator(".tile")).to_have_count(40)
+    await gallery.mouse.wheel(0, 20000)
+    await asyncio.wait_for(asked.wait(), 20)
+    async with gallery.expect_response("**/v1/queue"):
+        await gallery.evaluate("dispatchEvent(new Event('offline'))")
+    await expect(gallery.locator("footer")).to_contain_text("Connected")
+    may_come.set()
+    await expect(gallery.locator(".tile")).to_have_count(43)

@@ -68,7 +68,7 @@ export function Gallery() {
     const watch = new IntersectionObserver(([seen]) => { if (seen.isIntersecting) loadPictures().catch(failed); }, { rootMargin: "600px" });
     watch.observe(end.current);
     return () => watch.disconnect();
-  }, [pictures.length]);
+  }, [pictures, loading]);
   const search = (event) => {
     update({ query: event.target.value });
     clearTimeout(timer.current);
