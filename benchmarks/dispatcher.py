@@ -127,7 +127,8 @@ def service(settings: Settings, gateways: int) -> Iterator[DeploymentHandle]:
     free: dict[str, Any] = {"ray_actor_options": {"num_cpus": 0}, "max_ongoing_requests": 100_000}
     text_encoder = serve.deployment(InstantTextEncoder, **free).bind(settings)
     denoiser = serve.deployment(InstantDenoiser, request_router_config=placed, **free).bind(settings)
-    dispatcher = serve.deployment(Dispatcher, **free).bind(settings, text_encoder, denoiser)
+    parts = ({settings.served_model_name: text_encoder}, {settings.served_model_name: denoiser})
+    dispatcher = serve.deployment(Dispatcher, **free).bind(settings, *parts)
     callers = serve.deployment(Callers, num_replicas=gateways, **free).bind(dispatcher)
     try:
         serve.start(proxy_location="Disabled")
