@@ -33,7 +33,8 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 async def main(folder: Path) -> None:
     adapters = {"blueprint": str(EMBEDDED_FOLDER / "adapters" / "blueprint.safetensors")}
-    settings = Settings(data=tempfile.mkdtemp(), warmup_sizes_px=(128,), adapters=adapters)
+    lines = {"lines": {"weights": str(EMBEDDED_FOLDER / "controlnets" / "lines"), "scale": 1.0}}
+    settings = Settings(data=tempfile.mkdtemp(), warmup_sizes_px=(128,), adapters=adapters, controlnets=lines)
     presets = hot_presets(settings)
     await presets.open()
     async with open_service(settings) as service, async_playwright() as playwright:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import re
 import time
@@ -13,6 +15,7 @@ from typing import Any
 import httpx
 import pytest
 import yaml
+from PIL import Image
 from ulid import ULID
 
 from tests.cluster.prometheus import PROGRAM, Prometheus
@@ -96,9 +99,20 @@ def _busy(run: Run) -> None:
     """Some of everything, twice: rates need a series that is there and grows."""
     server, prometheus = run.server, run.prometheus
     server.wait_until(lambda: bool(prometheus.now("zimage_ready == 1")), 30, "the service is scraped")
+    lines = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(lines, "PNG")
+    drawn_along = {"controlnet": "lines", "control_image": base64.b64encode(lines.getvalue()).decode()}
     for _ in range(2):
         again = {"prompt": f"a cat {ULID()}", "seed": 7}
-        for wish in ({"n": 2}, {"size": "128x128"}, {"size": "256x128"}, {"adapter": "blueprint"}, again, again):
+        for wish in (
+            {"n": 2},
+            {"size": "128x128"},
+            {"size": "256x128"},
+            {"adapter": "blueprint"},
+            drawn_along,
+            again,
+            again,
+        ):
             assert run.draw(**wish).status_code == 200
         jobs = [run.ask("POST", "/v1/jobs", json={"prompt": f"a dog {ULID()}", "size": "256x256"}) for _ in range(20)]
         accepted = [job.json()["id"] for job in jobs if job.status_code == 202]

@@ -122,7 +122,7 @@ class Drawing(Replicas):
         metadata = describe(task.request, task.image, job_id=task.job_id, user=task.user, weights="test")
         writing = self.assets.write(task.asset_id, task_id.encode(), task.request.output_format, metadata)
         await self.writes.setdefault(task_id, asyncio.ensure_future(writing))
-        if task_id in self.held:  # else it was stopped meanwhile
+        if task_id in self.held and not self.held[task_id].done():  # else it was stopped meanwhile
             await super().finish(task_id)
 
     async def bytes_of(self, end: Succeeded) -> bytes:
