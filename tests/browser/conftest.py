@@ -9,10 +9,15 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, Page, async_playwright, expect
 
+from serve.api.app import create_app
+from serve.local import open_service
+from serve.presets.hot import hot_presets
+from serve.settings import Settings
 from tests.api.conftest import (  # noqa: F401
     app,
     base_url,
     guarded,
+    served,
     service,
     serving,
     session_fixture,
@@ -71,6 +76,19 @@ def visit(browser) -> Callable[..., AbstractAsyncContextManager[Page]]:
 async def page(visit, base_url) -> AsyncIterator[Page]:  # noqa: F811
     async with visit(base_url) as page:
         yield page
+
+
+@asynccontextmanager
+async def served_with(settings: Settings, folder: Path, presets: str, **changes: object) -> AsyncIterator[str]:  # noqa: F811
+    """The URL of a service of its own, with this presets file."""
+    (folder / "presets.yaml").write_text(presets, encoding="utf-8")
+    changes |= {"data": folder / "data", "presets": folder / "presets.yaml"}
+    own = Settings.model_validate(settings.model_dump() | changes)
+    async with open_service(own) as local:
+        hot = hot_presets(own)
+        await hot.open()
+        async with served(create_app(local, local.assets, local.prompts, own, presets=hot)) as url:
+            yield url
 
 
 async def draw(page: Page, prompt: str) -> None:

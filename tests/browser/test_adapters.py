@@ -6,12 +6,8 @@ from collections.abc import AsyncIterator
 import pytest_asyncio
 from playwright.async_api import Page, expect
 
-from serve.api.app import create_app
-from serve.local import open_service
-from serve.presets.hot import hot_presets
 from serve.settings import EMBEDDED_FOLDER
-from tests.api.conftest import served
-from tests.browser.conftest import draw
+from tests.browser.conftest import draw, served_with
 from tests.browser.test_make import made, sent_by
 
 WEIGHTS = str(EMBEDDED_FOLDER / "adapters" / "blueprint.safetensors")
@@ -23,17 +19,9 @@ presets:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def url(settings, tmp_path_factory) -> AsyncIterator[str]:
-    folder = tmp_path_factory.mktemp("adapters")
-    (folder / "presets.yaml").write_text(PRESETS, encoding="utf-8")
     adapters = {"blueprint": WEIGHTS, "soft": {"weights": WEIGHTS, "scale": 0.45}}
-    changes = {"data": folder / "data", "presets": folder / "presets.yaml", "adapters": adapters}
-    own = type(settings).model_validate(settings.model_dump() | changes)
-    async with open_service(own) as service:
-        presets = hot_presets(own)
-        await presets.open()
-        app = create_app(service, service.assets, service.prompts, own, presets=presets)
-        async with served(app) as url:
-            yield url
+    async with served_with(settings, tmp_path_factory.mktemp("adapters"), PRESETS, adapters=adapters) as url:
+        yield url
 
 
 def adapters(page: Page):

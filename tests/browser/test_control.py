@@ -9,12 +9,8 @@ import pytest_asyncio
 from PIL import Image, ImageDraw
 from playwright.async_api import Page, expect
 
-from serve.api.app import create_app
-from serve.local import open_service
-from serve.presets.hot import hot_presets
 from serve.settings import EMBEDDED_FOLDER
-from tests.api.conftest import served
-from tests.browser.conftest import draw
+from tests.browser.conftest import draw, served_with
 from tests.browser.test_care import violations
 from tests.browser.test_make import made, sent_by
 
@@ -31,17 +27,10 @@ WEIGHTS = str(EMBEDDED_FOLDER / "controlnets" / "lines")
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def url(settings, tmp_path_factory) -> AsyncIterator[str]:
-    folder = tmp_path_factory.mktemp("controlnets")
-    (folder / "presets.yaml").write_text(PRESETS, encoding="utf-8")
     controlnets = {"lines": {"weights": WEIGHTS, "scale": 0.85}}
-    changes = {"data": folder / "data", "presets": folder / "presets.yaml", "controlnets": controlnets}
-    own = type(settings).model_validate(settings.model_dump() | changes)
-    async with open_service(own) as service:
-        presets = hot_presets(own)
-        await presets.open()
-        app = create_app(service, service.assets, service.prompts, own, presets=presets)
-        async with served(app) as url:
-            yield url
+    folder = tmp_path_factory.mktemp("controlnets")
+    async with served_with(settings, folder, PRESETS, controlnets=controlnets) as url:
+        yield url
 
 
 @pytest.fixture(scope="module")
