@@ -30,7 +30,7 @@ class TextEncoder:
         from serve.engine.identity import identity_of  # noqa: PLC0415
         from serve.engine.open import Placement, open_text_encoder  # noqa: PLC0415
 
-        placement = Placement.choose(settings)
+        placement = Placement.of_text(settings)
         state = ReplicaState(
             replica_id=replica_id(),
             model=settings.served_model_name,

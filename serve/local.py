@@ -111,7 +111,7 @@ def _load(
     engine = open_engine(settings, folder, placement, set_aside=adapters.most_bytes + controlnets.most_bytes)
     adapters.recorder = controlnets.recorder = engine.recorder
     generator = Generator(engine, assets, files, settings, adapters, controlnets)
-    return LocalBackend(open_text_encoder(settings, folder, placement), generator, texts), engine
+    return LocalBackend(open_text_encoder(settings, folder, Placement.of_text(settings)), generator, texts), engine
 
 
 @dataclass(frozen=True, slots=True)

@@ -194,6 +194,7 @@ class ModelSettings(_Section):
     model: str = Field(EMBEDDED, min_length=1, description="'embedded', a folder, or a hub id")
     model_aliases: tuple[str, ...] = Field((), description="other names that clients may send for it")
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    text_encoder_device: Literal["auto", "cpu", "cuda"] = Field("auto", description="of prompts; auto: as `device`")
     precision: Literal["auto", "fp32", "bf16", "fp8"] = "auto"
     vram_limit: ByteSize | None = Field(None, ge=1 << 20, description="of the GPU's memory, for one Denoiser: '24GB'")
     threads: int = Field(1, ge=1, le=256, description="CPU threads of one GPU replica's tensor work")

@@ -154,7 +154,7 @@ def _bare(options: argparse.Namespace) -> tuple[Figures, float]:
     settings = Settings.model_validate(_args(options))
     placement = Placement.choose(settings)
     engine = open_engine(settings, options.folder, placement)
-    text_encoder = open_text_encoder(settings, options.folder, placement)
+    text_encoder = open_text_encoder(settings, options.folder, Placement.of_text(settings))
     spent: list[dict[str, float]] = []
     beside = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # in its own process it would not wait for the denoiser's steps either
     seconds = time.monotonic() - began

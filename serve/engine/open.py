@@ -76,6 +76,14 @@ class Placement:
             return cls(device, torch.bfloat16 if bf16 else torch.float32)
         return cls(device, torch.bfloat16 if settings.precision == "bf16" else torch.float32)
 
+    @classmethod
+    def of_text(cls, settings: Settings) -> Placement:
+        """A TextEncoder's: prompts are never encoded in FP8."""
+        own = settings.text_encoder_device
+        device = settings.device if own == "auto" else own
+        precision = "auto" if settings.precision == "fp8" else settings.precision
+        return cls.choose(settings.model_copy(update={"device": device, "precision": precision}))
+
     def __str__(self) -> str:
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
         return f"{name} {'fp8' if self.fp8 else str(self.dtype).removeprefix('torch.')}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Iterator
 
@@ -26,6 +27,7 @@ STATE = ReplicaState(replica_id="d", role="denoiser", phase=Phase.READY)
 @pytest.fixture
 def limited() -> Iterator[Engine]:
     """What the tests before have left is in the way of a limit on the whole process: the limit is above it."""
+    gc.collect()
     torch.cuda.empty_cache()
     limit = torch.cuda.memory_reserved() + 400 * (1 << 20)
     settings = Settings(vram_limit=limit, max_side_px=2048, warmup_sizes_px=(64, 256, 512))
