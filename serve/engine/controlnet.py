@@ -158,6 +158,7 @@ def load(file: ControlNetFile, device: torch.device, dtype: torch.dtype, arithme
     with own_stream(device), torch.inference_mode():
         state = {key: tensor.to(device, dtype) for key, tensor in load_file(file.path).items() if key in needed}
         model.load_state_dict(state, assign=True)
+        del state  # it would keep a second copy of what blocks fuse
         return ControlNet(file, model, arithmetic)
 
 

@@ -15,7 +15,7 @@ from serve.step_times import interpolate
 CAPTION_TOKENS = 32
 Points = dict[int, float]  # bytes by size; replaced as a whole, so that other threads may read them
 
-CONTROL_ROOM = 1.3  # of a step with a ControlNet, beside one without: its own stream and its results
+CONTROL_ROOM = 1.4  # of a step with a ControlNet, beside one without; union 2.1 was measured at 1.35
 HEADROOM = 1.05  # of what was measured: allocators lose some to rounding and fragments
 
 

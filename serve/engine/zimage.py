@@ -121,11 +121,12 @@ class ZImageTransformer:
             model.axes_dims, model.axes_lens, theta=model.rope_theta
         )
         self._final = model.all_final_layer["2-1"]
-        self._modules = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
         self._noise_refiner = [Block(block, layers) for block in model.noise_refiner]
         self._layers = [Block(block, layers) for block in model.layers]
         self._ops = layers.ops
         self._refine_caption = Stack([Block(block, caption) for block in model.context_refiner], caption.ops)
+        # after the blocks have let go of what they fuse: else all of it would stay in memory twice
+        self._modules = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
         self.channels: int = model.in_channels
         self.embedding_size: int = model.cap_embedder[1].in_features
         self._schedule = lru_cache(maxsize=64)(self._make_schedule)

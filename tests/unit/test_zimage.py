@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import inspect
+import weakref
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -148,3 +150,17 @@ def test_the_loop_takes_a_forward_to_its_very_end(ours: ZImageTransformer, parts
     assert pauses == [None] * (parts - 1)
     assert torch.equal(moves[0], ours.velocity([row(ours, 1, 20, 96, 64, 2)])[0])
     assert ended == [parts]
+
+
+def test_what_is_fused_is_not_kept_a_second_time(model: Any) -> None:
+    taken = copy.deepcopy(model)
+    blocks = [*taken.noise_refiner, *taken.layers, *taken.context_refiner]
+    parts = [part for block in blocks for half in (block.attention, block.feed_forward) for part in half.modules()]
+    fused = [weakref.ref(part) for part in parts if isinstance(part, torch.nn.Linear)]
+    assert len(fused) == 7 * len(blocks)
+    del blocks, parts
+    ours = ZImageTransformer(taken, SHIFTED)
+    del taken
+    gc.collect()
+    assert not [matrix() for matrix in fused if matrix() is not None]
+    assert ours.channels == model.in_channels
