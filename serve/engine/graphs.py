@@ -45,13 +45,17 @@ class Graphs:
 
     The first run of a key launches its kernels one by one, which also makes everything that they load lazily; the
     second is recorded. All recordings share their scratch memory, because only one runs at a time; what must
-    outlive a stage (inputs and results) is each recording's own and counts towards the budget.
+    outlive a stage (inputs and results) is each recording's own and counts towards the budget. What would take more
+    than `scratch_bytes` in all, which nothing else can use, or does not fit, is never recorded: such work is large, and
+    its launches cost little of its time.
     """
 
-    def __init__(self, device: torch.device, budget_bytes: int) -> None:
+    def __init__(self, device: torch.device, budget_bytes: int, scratch_bytes: int) -> None:
+        self._device = device
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._pool = torch.cuda.graph_pool_handle()
-        self._budget = budget_bytes
+        self._budget, self._scratch_budget, self._scratch = budget_bytes, scratch_bytes, 0
+        self._too_large: set[Hashable] = set()
         self._recorded: OrderedDict[Hashable, _Recorded] = OrderedDict()
         self._shapes: dict[Hashable, list[Tensor]] = {}
         self._running: set[Hashable] = set()
@@ -66,32 +70,34 @@ class Graphs:
         return len(self._recorded)
 
     def forget(self) -> None:
-        """Gives back the memory of everything recorded, scratch included."""
+        """Gives back the memory of everything recorded, scratch included, but of nothing that runs."""
         torch.cuda.synchronize()
-        while self._recorded:
-            self._evict()
-        self._pool = torch.cuda.graph_pool_handle()
+        for key in [key for key in self._shapes if key not in self._running]:
+            del self._shapes[key]  # the thread that comes next may have loaded nothing of it
+            if key in self._recorded:
+                self._drop(key)
         torch.cuda.empty_cache()
 
     def drop(self, stale: Callable[[Any], bool]) -> None:
         """Forgets what is recorded under keys that will not come again, but nothing that runs."""
         for key in [key for key in self._shapes if key not in self._running and stale(key)]:
             del self._shapes[key]
-            if (recorded := self._recorded.pop(key, None)) is not None:
-                for graph in recorded.graphs:
-                    graph.reset()
+            self._too_large.discard(key)
+            if key in self._recorded:
+                self._drop(key)
 
     def run(self, key: Hashable, rows: Rows, stages: Sequence[Stage]) -> Iterator[Tensor]:
         """Yields the result of every stage as it is launched; it is overwritten by the next run of the same key.
 
         Between two stages anything else may run, and the rest may be left undone.
         """
-        if key in self._running or key not in self._shapes:
+        recordable = key in self._shapes and key not in self._running and key not in self._too_large
+        recorded = self._recorded_for(key, rows, stages) if recordable else None
+        if recorded is None:
             yield from self._run_unrecorded(key, rows, stages)
             return
         self._running.add(key)
         try:
-            recorded = self._recorded_for(key, rows, stages)
             for graph, result in zip(recorded.graphs, recorded.results, strict=True):
                 graph.replay()
                 yield result
@@ -110,22 +116,50 @@ class Graphs:
                 self._shapes[key] = shapes
             yield result
 
-    def _recorded_for(self, key: Hashable, rows: Rows, stages: Sequence[Stage]) -> _Recorded:
+    def _recorded_for(self, key: Hashable, rows: Rows, stages: Sequence[Stage]) -> _Recorded | None:
+        """With these inputs; None where there is no room for it."""
         if key in self._recorded:
             self._recorded.move_to_end(key)
             recorded = self._recorded[key]
             torch._foreach_copy_(recorded.rows, [row for tensors in rows for row in tensors])
             return recorded
-        with _on(self._stream):
-            self._recorded[key] = self._record(rows, stages, self._shapes[key])
-        while len(self._recorded) > 1 and self.bytes > self._budget:
-            self._evict()
+        if not self._fits(key, rows, stages):
+            self._too_large.add(key)
+            torch.cuda.empty_cache()
+            return None
+        for old in [old for old in self._recorded if old != key and old not in self._running]:
+            if self.bytes <= self._budget:
+                break
+            self._drop(old)
         return self._recorded[key]
 
-    def _evict(self) -> None:
-        _, recorded = self._recorded.popitem(last=False)
-        for graph in recorded.graphs:
+    def _fits(self, key: Hashable, rows: Rows, stages: Sequence[Stage]) -> bool:
+        """Records it, if there is room."""
+        torch.cuda.empty_cache()  # nothing can be given back while something is recorded
+        before = torch.cuda.memory_reserved(self._device)
+        try:
+            with _on(self._stream):
+                self._recorded[key] = self._record(rows, stages, self._shapes[key])
+        except torch.OutOfMemoryError as error:
+            error.__traceback__ = None  # its frames hold what is to be freed
+            self._renew()
+            return False
+        scratch = self._scratch + torch.cuda.memory_reserved(self._device) - before
+        if scratch > self._scratch_budget:
+            self._drop(key)
+            return False
+        self._scratch = scratch
+        return True
+
+    def _drop(self, key: Hashable) -> None:
+        for graph in self._recorded.pop(key).graphs:
             graph.reset()
+        self._renew()
+
+    def _renew(self) -> None:
+        """A pool ends with its last graph."""
+        if not self._recorded:
+            self._pool, self._scratch = torch.cuda.graph_pool_handle(), 0
 
     def _record(self, rows: Rows, stages: Sequence[Stage], shapes: Sequence[Tensor]) -> _Recorded:
         inputs = [torch.stack(list(tensors)) for tensors in rows]

@@ -180,11 +180,12 @@ class Memory:
         if self._meter is None:
             work()
             return 0
-        try:
-            return self._meter.peak(work)
-        except torch.OutOfMemoryError as error:
-            error.__traceback__ = None  # its frames hold what is to be freed
-        self._meter.free()
+        for _ in range(2):  # what is cached or recorded may be in the way
+            try:
+                return self._meter.peak(work)
+            except torch.OutOfMemoryError as error:
+                error.__traceback__ = None  # its frames hold what is to be freed
+            self._meter.free()
         return None
 
     def _with(self, points: Points, size: int, needed: int | None) -> Points:

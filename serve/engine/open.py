@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -38,6 +39,7 @@ from serve.tokens import PromptTokens
 from serve.weights import transformer_of
 
 GRAPH_BYTES = 2 << 30  # of inputs and results of recorded steps: a hundred shapes
+GRAPH_SCRATCH = 0.15  # of the GPU's memory, which nothing but recorded work uses
 TEXT_MULTIPLE = 32  # prompts' lengths on a GPU
 FP8_CAPABILITY = (8, 9)
 
@@ -118,11 +120,13 @@ def open_engine(
     """
     torch.set_num_threads(settings.threads)
     limit = settings.vram_limit
-    graphs = graphs_on(placement.device)
+    graphs = graphs_on(placement.device, limit)
     forget = (lambda: None) if graphs is None else graphs.forget
     meter = CudaMeter(placement.device, limit, forget) if placement.device.type == "cuda" else None
     try:
         transformer, decoder = load_transformer(folder, placement, graphs), load_decoder(folder, placement, graphs)
+        if meter is not None:
+            meter.free()  # room of matrices that were fused or rounded: no later tensor has their sizes
         memory = Memory(meter, set_aside)
     except torch.OutOfMemoryError as error:
         raise ConfigError(
@@ -214,8 +218,11 @@ def decoder_of(vae: Any, placement: Placement, graphs: Graphs | None = None) -> 
     return Decoder(vae, graphs=graphs)
 
 
-def graphs_on(device: torch.device) -> Graphs | None:
-    return Graphs(device, GRAPH_BYTES) if device.type == "cuda" else None
+def graphs_on(device: torch.device, limit: int | None = None) -> Graphs | None:
+    if device.type != "cuda":
+        return None
+    memory = min(limit or sys.maxsize, torch.cuda.get_device_properties(device).total_memory)
+    return Graphs(device, GRAPH_BYTES, int(GRAPH_SCRATCH * memory))
 
 
 def fastest_ops(placement: Placement, head_dim: int = 128, *, quantize: bool = False) -> Ops:

@@ -37,7 +37,13 @@ def warm_up(
         _record_captions(transformer)
     shapes = list(_shapes(shapes_px, max_batch))
     for done, (width, height, rows) in enumerate(shapes):
-        fits = _measure(transformer, decoder, memory, times, width, height, rows)
+        try:
+            fits = _measure(transformer, decoder, memory, times, width, height, rows)
+        except torch.OutOfMemoryError as error:  # it did fit once, and no second time beside what that has left
+            error.__traceback__ = None
+            memory.did_not_fit(Shape(height, width, (CAPTION_TOKENS,)), rows)
+            memory.free()
+            fits = False
         if not fits and done == 0:
             raise ConfigError(
                 f"a picture of {width}x{height} does not fit into the GPU's memory beside the weights",

@@ -119,7 +119,7 @@ class Fleet:
         role = replica.state.role
         if not planned:
             self._lost(role)
-        elif not self._role(role):
+        elif _worked(replica) and not any(map(_worked, self._role(role))):
             self.sleepers.asleep(role)
         return replica.placed
 
@@ -252,6 +252,11 @@ class Fleet:
 
     def _role(self, role: str) -> list[Replica]:
         return [replica for replica in self._replicas.values() if replica.state.role == role]
+
+
+def _worked(replica: Replica) -> bool:
+    """It has been ready: its planned end is no failed start."""
+    return replica.state.phase in (Phase.READY, Phase.STOPPING)
 
 
 def _by_name(served: list[dict[str, str]]) -> dict[str, list[str]]:

@@ -119,7 +119,7 @@ def test_parts_of_a_long_step_outlive_what_runs_between_them(ours: ZImageTransfo
 
 
 def test_the_least_recently_used_shape_is_forgotten() -> None:
-    graphs = Graphs(torch.device("cuda"), budget_bytes=1)
+    graphs = Graphs(torch.device("cuda"), budget_bytes=1, scratch_bytes=1 << 30)
     small = taken_over(graphs=graphs)
     first, second = row(small, 64, 64), row(small, 96, 128)
     expected = [small.velocity([first]) for _ in range(2)][-1]
@@ -130,6 +130,26 @@ def test_the_least_recently_used_shape_is_forgotten() -> None:
     graphs.forget()
     assert graphs.count == 0
     assert torch.equal(small.velocity([first]), expected)
+
+
+def test_what_takes_too_much_scratch_is_launched_kernel_by_kernel() -> None:
+    graphs = Graphs(torch.device("cuda"), budget_bytes=1 << 30, scratch_bytes=0)
+    small = taken_over(graphs=graphs)
+    wanted = row(small, 96, 128)
+    first, *later = (small.velocity([wanted]) for _ in range(4))
+    assert graphs.count == 0
+    assert all(torch.equal(first, one) for one in later)
+
+
+def test_what_runs_is_not_forgotten(ours: ZImageTransformer) -> None:
+    long = row(ours, 1536, 1536, seed=2)
+    undisturbed = [ours.velocity([long]) for _ in range(3)][-1]
+    parts = []
+    for part in ours.segments([long], 3):
+        assert ours.graphs is not None
+        ours.graphs.forget()
+        parts.append(part)
+    assert torch.equal(parts[-1], undisturbed)
 
 
 def test_fp8_is_near_bf16(ours: ZImageTransformer) -> None:

@@ -172,6 +172,11 @@ def test_read_gives_what_is_served():
     assert served.settings == Settings.model_validate({"adapters": blueprint, "controlnets": lines})
 
 
+@pytest.mark.parametrize("shipped", sorted(Path("config").glob("serve*.yaml")), ids=lambda path: path.name)
+def test_every_shipped_config_is_right(shipped: Path):
+    assert check(shipped) == []
+
+
 def test_read_refuses_with_all_problems(config: Path):
     config.write_text(TEXT.replace("  port:", "  prot:").replace("device:", "devise:"))
     with pytest.raises(ConfigError, match=r"prot.*\n.*devise"):

@@ -294,3 +294,24 @@ def test_nobody_waits_any_more() -> None:
     sleepers.call(1.0, work=False)
     sleepers.restore({"denoiser": 7.0})
     assert sleepers.wait_s(100.0) == 7.0
+
+
+async def test_one_that_fails_to_start_is_not_taken_for_asleep(replicas: Replicas, tmp_path: Path) -> None:
+    """Ray Serve ends it as it ends one that is not wanted any more."""
+    jobs = dispatcher_over(replicas, tmp_path)
+    await jobs.open("session")
+    jobs.heartbeat(ReplicaState(replica_id="t1", role="text_encoder", phase=Phase.READY))
+    jobs.heartbeat(denoiser("d1", Phase.WARMING_UP))
+    jobs.leave("d1")
+    status = await jobs.status()
+    assert (status.ready, status.phase) == (False, "starting")
+    await jobs.close()
+
+
+async def test_a_start_that_fails_in_the_place_of_the_last_one_keeps_the_work_waiting(jobs: Dispatcher) -> None:
+    """Another one is tried."""
+    jobs.heartbeat(denoiser("d2", Phase.LOADING))
+    jobs.leave("d1")
+    assert (await jobs.status()).ready
+    jobs.leave("d2")
+    assert (await jobs.status()).ready
