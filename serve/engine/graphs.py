@@ -79,10 +79,10 @@ class Graphs:
         torch.cuda.empty_cache()
 
     def drop(self, stale: Callable[[Any], bool]) -> None:
-        """Forgets what is recorded under keys that will not come again, but nothing that runs."""
+        """Forgets what is known of keys that will not come again, but nothing that runs."""
+        self._too_large = {key for key in self._too_large if not stale(key)}
         for key in [key for key in self._shapes if key not in self._running and stale(key)]:
             del self._shapes[key]
-            self._too_large.discard(key)
             if key in self._recorded:
                 self._drop(key)
 
