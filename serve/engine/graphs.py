@@ -123,7 +123,7 @@ class Graphs:
             recorded = self._recorded[key]
             torch._foreach_copy_(recorded.rows, [row for tensors in rows for row in tensors])
             return recorded
-        if not self._fits(key, rows, stages):
+        if not self._record_with_room(key, rows, stages):
             self._too_large.add(key)
             torch.cuda.empty_cache()
             return None
@@ -133,8 +133,8 @@ class Graphs:
             self._drop(old)
         return self._recorded[key]
 
-    def _fits(self, key: Hashable, rows: Rows, stages: Sequence[Stage]) -> bool:
-        """Records it, if there is room."""
+    def _record_with_room(self, key: Hashable, rows: Rows, stages: Sequence[Stage]) -> bool:
+        """False where there is none."""
         torch.cuda.empty_cache()  # nothing can be given back while something is recorded
         before = torch.cuda.memory_reserved(self._device)
         try:

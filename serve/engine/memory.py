@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Protocol
 
 import torch
@@ -189,10 +190,15 @@ class Memory:
         return None
 
     def _with(self, points: Points, size: int, needed: int | None) -> Points:
-        """One more point, None saying that it is more than there is: what smaller ones suggest, if that is more."""
+        """One more point, None saying that it is more than there is: what smaller ones suggest, if that is more.
+
+        A larger size never needs less than a smaller one.
+        """
         if needed is None:
             needed = max(self.capacity + 1, _needs(points, size))
-        return {**points, size: max(points.get(size, 0), needed)}
+        points = {**points, size: max(points.get(size, 0), needed)}
+        sizes = sorted(points)
+        return dict(zip(sizes, accumulate((points[one] for one in sizes), max), strict=True))
 
 
 def _step_size(shape: Shape, members: int) -> int:

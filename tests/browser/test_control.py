@@ -1,5 +1,6 @@
 """ControlNets on the page of a service that has one, and the picture that it follows."""
 
+import asyncio
 import base64
 import io
 from collections.abc import AsyncIterator
@@ -99,6 +100,26 @@ async def test_without_its_picture_the_page_says_what_is_missing(visit, url):
         await expect(error).to_contain_text("This value is not accepted (The picture to follow)")
         await expect(error).to_contain_text("controlnet 'lines' is sent without control_image")
         assert await violations(page) == []
+
+
+async def test_a_choice_whose_picture_comes_while_the_mouse_is_down_is_made(visit, url, circle):
+    async with visit(url) as page:
+        await made(page, url, controlnet="lines", control_image=data_url(circle))
+        known = asyncio.Event()
+
+        async def when_known(route):
+            await known.wait()
+            await route.continue_()
+
+        await page.route("**/v1/jobs?*", when_known)
+        await page.reload()
+        await lines(page).hover()
+        await page.mouse.down()
+        await expect(lines(page).locator("img")).to_have_count(0)
+        known.set()
+        await expect(lines(page).locator("img")).to_have_count(1)
+        await page.mouse.up()
+        await expect(lines(page)).to_have_attribute("aria-pressed", "true")
 
 
 async def test_a_picture_that_is_opened_may_be_followed_or_begun_with(visit, url, circle):

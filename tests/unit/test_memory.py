@@ -122,6 +122,51 @@ def test_the_largest_picture_to_begin_with_is_told_where_memory_bounds_it(opened
     assert f"{memory.max_input_px(128)}x" in str(refused.value.hint)
 
 
+class Cached(Card):
+    """Something cached is in the way until it is given back."""
+
+    def free(self) -> None:
+        self.other = 0
+
+
+def test_what_fits_once_all_that_is_cached_is_given_back_does_fit() -> None:
+    card = Cached(WEIGHTS + 1_000)
+    memory = Memory(card)
+    card.other = 800
+
+    def work() -> None:
+        with card.hold(500):
+            pass
+
+    assert memory.measure_decode(64, work)
+    assert 500 <= memory.decode_bytes(64) < 600
+    card.total = WEIGHTS + 400
+    assert not memory.measure_decode(64, work)
+
+
+class Recording(Cached):
+    """The first decoding of 128 px leaves so much behind that no second one fits beside it."""
+
+    def peak(self, work: Callable[[], object]) -> int:
+        needed = super().peak(work)
+        if needed == 1_638:
+            self.other = self.total
+        return needed
+
+
+def test_a_size_that_fits_no_second_time_at_the_warm_up_is_over_the_limit() -> None:
+    card = Recording(PLENTY)
+    settings = Settings(warmup_sizes_px=(64, 128))
+    transformer, decoder = TransformerOn(TRANSFORMER, card), DecoderOn(DECODER, card)
+    engine = start(settings, transformer, decoder, Memory(card))  # type: ignore[arg-type]
+    try:
+        largest = engine.report(STATE, cap_px=256).max_px
+    finally:
+        engine.stop()
+    assert largest is not None
+    assert 64 <= largest < 128
+
+
 async def test_what_can_never_fit_is_refused_with_the_largest_that_does(opened: Open) -> None:
     engine, card = opened(WEIGHTS + 1_900)
     with pytest.raises(TooLargeForMemory, match="256x256 does not fit") as refused:
