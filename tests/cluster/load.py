@@ -20,7 +20,6 @@ from serve.settings import Settings
 from tests.cluster.server import Server
 
 DIFFERENT = 30  # wishes, over and over
-STANDING = 50  # jobs that are accepted and have not ended, all the time
 ENDED = ("succeeded", "failed", "canceled", "expired")
 GIVE_UP_S = 180.0
 
@@ -83,9 +82,10 @@ class Accepted:
 
 @dataclass
 class Load:
-    """Jobs of one service on one data folder, through all its lives."""
+    """Jobs of one service on one data folder, through all its lives; `standing` have not ended, all the time."""
 
     url: str
+    standing: int = 50
     accepted: dict[str, Accepted] = field(default_factory=dict)
     _count: int = 0
     _feeding: asyncio.Task[None] | None = None
@@ -93,7 +93,7 @@ class Load:
 
     async def begin(self) -> None:
         """Returns when the load stands."""
-        await asyncio.gather(*(self._submit() for _ in range(STANDING - await self._waiting())))
+        await asyncio.gather(*(self._submit() for _ in range(self.standing - await self._waiting())))
         self._feeding = asyncio.create_task(self._feed())
 
     async def end(self) -> None:
@@ -111,7 +111,7 @@ class Load:
 
     async def _feed(self) -> None:
         while True:
-            if (missing := STANDING - await self._waiting()) > 0:
+            if (missing := self.standing - await self._waiting()) > 0:
                 await asyncio.shield(asyncio.gather(*(self._submit() for _ in range(missing))))
             await asyncio.sleep(0.3)
 
@@ -154,6 +154,6 @@ async def under_load(load: Load, server: Server) -> None:
     async with asyncio.timeout(60):
         while True:
             state = await asyncio.to_thread(server.state)
-            if int(str(state["running"])) > 0 and int(str(state["queued"])) > STANDING // 2:
+            if int(str(state["running"])) > 0 and int(str(state["queued"])) > load.standing // 2:
                 return
             await asyncio.sleep(0.1)

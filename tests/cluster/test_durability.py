@@ -72,7 +72,7 @@ def replaced(server: Server, kind: str, before: list[psutil.Process]) -> bool:
 async def all_rounds(data: Path, database: str | None, undisturbed: Undisturbed, thorough: bool) -> None:
     config = configured(data, database)
     server = await asyncio.to_thread(Server.start, data, config)
-    books, load = Books(data, database), Load(server.url)
+    books, load = Books(data, database), Load(server.url, standing=50 if thorough else 20)
     try:
         for kind in KINDS if thorough else ():
             await kill_in_turn(load, server, kind, REPLICAS.get(kind, 1))

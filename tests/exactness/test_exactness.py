@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -68,13 +69,25 @@ def crowds(draw_: st.DrawFn) -> list[Visitor]:
     return [leaving] + [Visitor(draw_(requests()), draw_(arrivals)) for _ in range(CROWD - 1)]
 
 
-@pytest.fixture(scope="module", params=POLICIES)
-def crowd(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crowd]:
-    data: Path = tmp_path_factory.mktemp("data")
-    options = {"data": data, "warmup_sizes_px": (64, 128), "scheduler": {"policy": request.param, "split_step_ms": 1}}
+@contextmanager
+def crowd_under(policy: str, data: Path) -> Iterator[Crowd]:
+    options = {"data": data, "warmup_sizes_px": (64, 128), "scheduler": {"policy": policy, "split_step_ms": 1}}
     crowd = Crowd(Settings.model_validate(options))
     yield crowd
     crowd.close()
+
+
+@pytest.fixture(scope="module", params=POLICIES)
+def crowd(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crowd]:
+    with crowd_under(request.param, tmp_path_factory.mktemp("data")) as crowd:
+        yield crowd
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crowd]:
+    """For one picture at a time, where a policy has nothing to choose."""
+    with crowd_under("edf", tmp_path_factory.mktemp("data")) as crowd:
+        yield crowd
 
 
 def equal(picture: np.ndarray, request: ImageRequest) -> None:
@@ -101,7 +114,7 @@ def test_every_picture_of_a_crowd_equals_diffusers(crowd: Crowd, visitors: list[
 @pytest.mark.parametrize("guidance", [0.0, 5.0])
 @pytest.mark.parametrize("strength", [0.01, 0.6, 1.0])
 def test_a_picture_that_begins_with_another_equals_diffusers(
-    crowd: Crowd, masked: bool, guidance: float, strength: float
+    alone: Crowd, masked: bool, guidance: float, strength: float
 ) -> None:
     request = ImageRequest(
         model="z-image-turbo",
@@ -116,7 +129,7 @@ def test_a_picture_that_begins_with_another_equals_diffusers(
         mask=inputs.mask(1, 128, 96) if masked else None,
         strength=strength,
     )
-    (picture,) = crowd.serve([Visitor(request)])
+    (picture,) = alone.serve([Visitor(request)])
     assert picture is not None
     equal(picture, request)
 
@@ -133,7 +146,7 @@ def test_text_and_pictures_share_steps(crowd: Crowd) -> None:
 
 
 @pytest.mark.parametrize("guidance", [0.0, 5.0])
-def test_one_picture_alone_equals_diffusers(crowd: Crowd, guidance: float) -> None:
+def test_one_picture_alone_equals_diffusers(alone: Crowd, guidance: float) -> None:
     request = ImageRequest(
         model="z-image-turbo",
         prompt="a red fox on a yellow background",
@@ -144,13 +157,13 @@ def test_one_picture_alone_equals_diffusers(crowd: Crowd, guidance: float) -> No
         guidance=guidance,
         seed=7,
     )
-    (picture,) = crowd.serve([Visitor(request)])
+    (picture,) = alone.serve([Visitor(request)])
     assert picture is not None
     equal(picture, request)
 
 
 @pytest.mark.parametrize("negative", ["a blue cat", "a blue cat " * 12], ids=["one forward", "two forwards"])
-def test_fifty_guided_steps_equal_diffusers(crowd: Crowd, negative: str) -> None:
+def test_fifty_guided_steps_equal_diffusers(alone: Crowd, negative: str) -> None:
     """As the base model is used; a negative prompt of another padded length takes a forward of its own."""
     request = ImageRequest(
         model="z-image-turbo",
@@ -162,14 +175,14 @@ def test_fifty_guided_steps_equal_diffusers(crowd: Crowd, negative: str) -> None
         guidance=4.0,
         seed=11,
     )
-    (picture,) = crowd.serve([Visitor(request)])
+    (picture,) = alone.serve([Visitor(request)])
     assert picture is not None
     equal(picture, request)
 
 
 @pytest.mark.parametrize("truncation", [0.0, 0.1, 0.25, 0.5, 0.7, 1.0])
 @pytest.mark.parametrize("normalization", [0.0, 0.8, 1.0])
-def test_guidance_is_bounded_and_cut_off_as_by_diffusers(crowd: Crowd, normalization: float, truncation: float) -> None:
+def test_guidance_is_bounded_and_cut_off_as_by_diffusers(alone: Crowd, normalization: float, truncation: float) -> None:
     """At sigmas of the schedule, too, where rounding decides whether a step is guided."""
     request = ImageRequest(
         model="z-image-turbo",
@@ -183,13 +196,13 @@ def test_guidance_is_bounded_and_cut_off_as_by_diffusers(crowd: Crowd, normaliza
         cfg_normalization=normalization,
         cfg_truncation=truncation,
     )
-    (picture,) = crowd.serve([Visitor(request)])
+    (picture,) = alone.serve([Visitor(request)])
     assert picture is not None
     equal(picture, request)
 
 
 @pytest.mark.parametrize("steps", [28, 50])
-def test_the_base_models_settings_equal_diffusers(crowd: Crowd, steps: int) -> None:
+def test_the_base_models_settings_equal_diffusers(alone: Crowd, steps: int) -> None:
     request = ImageRequest(
         model="z-image-turbo",
         prompt="a red fox on a yellow background",
@@ -201,15 +214,15 @@ def test_the_base_models_settings_equal_diffusers(crowd: Crowd, steps: int) -> N
         cfg_normalization=1.0,
         cfg_truncation=0.6,
     )
-    (picture,) = crowd.serve([Visitor(request)])
+    (picture,) = alone.serve([Visitor(request)])
     assert picture is not None
     equal(picture, request)
 
 
-def test_the_longest_prompt_equals_diffusers(crowd: Crowd) -> None:
+def test_the_longest_prompt_equals_diffusers(alone: Crowd) -> None:
     fits = "a cat and " * 167 + "a"  # 510 tokens with the chat template
     request = ImageRequest(model="z-image-turbo", prompt=fits, width=64, height=96, steps=2, seed=3)
-    assert 500 <= crowd.tokens(fits) <= 512
-    (picture,) = crowd.serve([Visitor(request)])
+    assert 500 <= alone.tokens(fits) <= 512
+    (picture,) = alone.serve([Visitor(request)])
     assert picture is not None
     equal(picture, request)

@@ -1,14 +1,17 @@
 """`zimage` as its user runs it, in a process of its own."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import structlog
 import yaml
 from PIL import Image, ImageDraw
 
+from serve.cli import main
 from serve.generate_settings import ADAPTERS, CONTROLNETS, settings_for
 
 PICTURE = "docs/page.webp"
@@ -123,10 +126,19 @@ def test_a_preset_and_the_adapters_of_a_config_file(tmp_path: Path):
         (["cat", "--model", "no/such"], "no/such is not on this machine", "zimage download no/such"),
     ],
 )
-def test_mistakes_are_told_with_their_fix(args: list[str], error: str, fix: str):
-    done = zimage("generate", *args)
-    assert done.returncode == 1
-    first, second = done.stderr.splitlines(keepends=True)
+def test_mistakes_are_told_with_their_fix(
+    args: list[str], error: str, fix: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """In this process, which knows all modules already."""
+    monkeypatch.setattr(sys, "argv", ["zimage", "generate", *args])
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    logging = structlog.get_config()
+    try:
+        with pytest.raises(SystemExit, match="1"):
+            main()
+    finally:
+        structlog.configure(**logging)
+    first, second = capsys.readouterr().err.splitlines(keepends=True)
     assert error in first.removeprefix("error: ")
     assert second.startswith(f"fix: {fix}")
 
