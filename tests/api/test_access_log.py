@@ -5,6 +5,9 @@ import asyncio
 import pytest
 from structlog.testing import capture_logs
 
+from serve.api.access_log import AccessLog
+from serve.pseudonym import Pseudonyms
+
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 HEADERS = {"X-Request-ID": "mine-1", "traceparent": f"00-{TRACE}-00f067aa0ba902b7-01"}
 
@@ -59,8 +62,22 @@ async def test_probes_that_succeed_are_not_told(client):
     with capture_logs() as lines:
         await client.get("/healthz")
         await client.get("/readyz")
+        await client.get("/v2/health/ready")
         await client.get("/metrics")
     assert [line["route"] for line in requests(lines)] == ["/metrics"]
+
+
+def test_a_probe_is_told_when_its_answer_changes():
+    access_log, scope = AccessLog(Pseudonyms(b"")), {"type": "http"}
+    with capture_logs() as lines:
+        for status in ("503", "503", "200", "200", "503"):
+            access_log.answered(scope, "GET", "/readyz", status, 0.001, None)
+            access_log.answered(scope, "GET", "/healthz", "200", 0.001, None)
+    assert [(line["route"], line["status"]) for line in requests(lines)] == [
+        ("/readyz", 503),
+        ("/readyz", 200),
+        ("/readyz", 503),
+    ]
 
 
 @pytest.mark.parametrize("traceparent", ["nonsense", f"00-{'0' * 32}-00f067aa0ba902b7-01"])
