@@ -1,11 +1,14 @@
 """One seeded trace, replayed for every policy through the real engine with full-size Z-Image-Turbo on one GPU.
 
     python -m benchmarks.gpu.policies [--loads 0.5 0.8 1.0] [--requests 40] [--sizes 512 768 1024 1536] [--json FILE]
+    python -m benchmarks.gpu.policies --arrivals Poisson --until 0.95 --loads 0.2 0.3 0.4 0.5 0.6 0.7 0.8 0.9 1.0
 
 Random weights of full size, 8 steps, four sizes at 30/20/40/10 %; Poisson arrivals and bursts. The engine measures
 itself first, so a load of 1 is what it can draw; its table, in the form of `benchmarks/h200_steps.json`, goes into the
 result. Deadlines are alpha times the time alone; only `edf` looks at them, so the others are replayed once and judged
-by both alphas. A request that is late is a miss; goodput is what was in time, per second of the trace.
+by both alphas. A request that is late is a miss; goodput is what was in time, per second of the trace. With `--until` a
+policy is not replayed at higher loads once fewer than this share are on time, whichever alpha; the best goodput with at
+least this share on time is printed for each policy.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import argparse
 import asyncio
 import json
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +35,7 @@ from serve.engine.turns import Turns
 from serve.settings import Settings
 
 ALPHAS = (3.0, 5.0)
+ARRIVALS = ("Poisson", "bursty")
 TABLE_PX = (256, 512, 768, 1024, 1536, 2048)
 
 
@@ -74,10 +79,12 @@ def drawn_for(solo: dict[int, float], options: argparse.Namespace, load: float, 
     return trace(solo, asked, options.seed)
 
 
-def replays(engine: Engine, solo: dict[int, float], options: argparse.Namespace, load: float) -> list[Replay]:
+def replays(
+    engine: Engine, solo: dict[int, float], options: argparse.Namespace, load: float, policies: Iterable[str]
+) -> list[Replay]:
     name, results = "bursty" if options.bursty else "Poisson", []
     traces = {alpha: drawn_for(solo, options, load, alpha) for alpha in ALPHAS}
-    for policy in POLICIES:
+    for policy in policies:
         latencies = list[float]()
         for alpha in ALPHAS:
             if not latencies or policy == "edf":
@@ -93,12 +100,24 @@ def replays(engine: Engine, solo: dict[int, float], options: argparse.Namespace,
     return results
 
 
+def at_best(results: list[Replay], share: float) -> dict[str, dict[str, float]]:
+    """The most with at least this share on time, by arrivals and alpha, then by policy."""
+    best: dict[str, dict[str, float]] = {}
+    for one in results:
+        if one.attained >= share:
+            of_kind = best.setdefault(f"{one.arrivals}, alpha {one.alpha:g}", {})
+            of_kind[one.policy] = max(of_kind.get(one.policy, 0.0), one.goodput_per_s)
+    return best
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--loads", type=float, nargs="+", default=[0.5, 0.8, 1.0])
     parser.add_argument("--sizes", type=int, nargs=4, default=[512, 768, 1024, 1536])
     parser.add_argument("--requests", type=int, default=40, help="of one trace")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--arrivals", nargs="+", choices=ARRIVALS, default=ARRIVALS)
+    parser.add_argument("--until", type=float, help="the share on time below which a policy is given up")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     engine = opened(options.sizes)
@@ -107,13 +126,21 @@ def main() -> None:
     results = list[Replay]()
     options.bursty = False
     asyncio.run(replay(engine, drawn_for(solo, options, 2.0, 5.0), hard=False))  # batches of all lengths are recorded
-    for options.bursty in (False, True):
-        for load in options.loads:
-            results += replays(engine, solo, options, load)
+    for name in options.arrivals:
+        options.bursty, policies = name == "bursty", list(POLICIES)
+        for load in sorted(options.loads):
+            found = replays(engine, solo, options, load, policies)
+            results += found
+            if options.until:
+                attained = {policy: max(one.attained for one in found if one.policy == policy) for policy in policies}
+                policies = [policy for policy in policies if attained[policy] >= options.until]
+                result["goodput_per_s"] = at_best(results, options.until)
             if options.json:
                 rows = [asdict(one) for one in results]
                 options.json.write_text(json.dumps(result | {"solo_s": solo, "rows": rows}, indent=1))
     engine.stop()
+    if options.until:
+        print(json.dumps(result["goodput_per_s"], indent=1))
 
 
 if __name__ == "__main__":
