@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Protocol
 
 import torch
@@ -121,6 +120,11 @@ class Memory:
         """A step ran out of memory: so large a batch is not tried again."""
         self._steps = self._with(self._steps, _step_size(shape, members), None)
 
+    def refuse(self, shape: Shape) -> None:
+        """A picture ran out of memory with nothing beside it, in a step or decoded: none of this size is taken."""
+        self.did_not_fit(shape, 1)
+        self._decodes = self._with(self._decodes, shape.pixels, None)
+
     def step_bytes(self, shape: Shape, members: int = 1) -> int:
         return _needs(self._steps, _step_size(shape, members))
 
@@ -190,15 +194,10 @@ class Memory:
         return None
 
     def _with(self, points: Points, size: int, needed: int | None) -> Points:
-        """One more point, None saying that it is more than there is: what smaller ones suggest, if that is more.
-
-        A larger size never needs less than a smaller one.
-        """
+        """One more point, None saying that it is more than there is: what smaller ones suggest, if that is more."""
         if needed is None:
             needed = max(self.capacity + 1, _needs(points, size))
-        points = {**points, size: max(points.get(size, 0), needed)}
-        sizes = sorted(points)
-        return dict(zip(sizes, accumulate((points[one] for one in sizes), max), strict=True))
+        return {**points, size: max(points.get(size, 0), needed)}
 
 
 def _step_size(shape: Shape, members: int) -> int:

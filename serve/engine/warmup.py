@@ -41,7 +41,11 @@ def warm_up(
             fits = _measure(transformer, decoder, memory, times, width, height, rows)
         except torch.OutOfMemoryError as error:  # it did fit once, and no second time beside what that has left
             error.__traceback__ = None
-            memory.did_not_fit(Shape(height, width, (CAPTION_TOKENS,)), rows)
+            shape = Shape(height, width, (CAPTION_TOKENS,))
+            if rows == 1:
+                memory.refuse(shape)
+            else:
+                memory.did_not_fit(shape, rows)
             memory.free()
             fits = False
         if not fits and done == 0:
