@@ -227,7 +227,7 @@ class Engine:
     def _begin(self, turn: Turn) -> Step | None:
         """None when it has to wait until the paused step gives its memory back; too large a batch is halved."""
         shape = turn.batch[0].shape
-        while len(turn.batch) > 1 and not self.memory.fits(self.memory.step_bytes(shape, len(turn.batch))):
+        while not self.memory.fit_together(shape, len(turn.batch)):
             turn.batch = turn.batch[: len(turn.batch) // 2]
         needed = self.memory.step_bytes(shape, len(turn.batch))
         if not self.memory.reserve(needed):

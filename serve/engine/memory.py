@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -90,6 +91,7 @@ class Memory:
         self._steps: Points = {}
         self._decodes: Points = {}
         self._encodes: Points = {}
+        self._batched_below = math.inf
 
     def vram(self) -> Vram | None:
         return self._meter.read() if self._meter else None
@@ -117,12 +119,18 @@ class Memory:
         self._encodes = self._with(self._encodes, pixels, self._measure(work))
 
     def did_not_fit(self, shape: Shape, members: int) -> None:
-        """A step ran out of memory: so large a batch is not tried again."""
-        self._steps = self._with(self._steps, _step_size(shape, members), None)
+        """A batch ran out of memory, whatever took it: none so large is tried again. A picture alone still is."""
+        self._batched_below = min(self._batched_below, _step_size(shape, members))
+
+    def fit_together(self, shape: Shape, members: int) -> bool:
+        """Whether a step of so many may be tried; of one always."""
+        if members == 1:
+            return True
+        return _step_size(shape, members) < self._batched_below and self.fits(self.step_bytes(shape, members))
 
     def refuse(self, shape: Shape) -> None:
         """A picture ran out of memory with nothing beside it, in a step or decoded: none of this size is taken."""
-        self.did_not_fit(shape, 1)
+        self._steps = self._with(self._steps, _step_size(shape, 1), None)
         self._decodes = self._with(self._decodes, shape.pixels, None)
 
     def step_bytes(self, shape: Shape, members: int = 1) -> int:

@@ -13,8 +13,9 @@ import torch
 
 from serve.engine.engine import Engine
 from serve.engine.flight import Drawn
-from serve.engine.memory import Memory
+from serve.engine.memory import CAPTION_TOKENS, Memory
 from serve.engine.open import Placement, load_decoder, load_transformer, start
+from serve.engine.schedule import Shape
 from serve.errors import ConfigError, DeviceLost, OutOfMemory, TooLargeForMemory
 from serve.messages import ImageRequest, Phase, ReplicaState
 from serve.settings import EMBEDDED_FOLDER, Settings
@@ -198,6 +199,7 @@ async def test_a_step_that_runs_out_of_memory_is_tried_again_in_halves(opened: O
     assert card.steps == [1, *[2] * 8]
     assert card.holds == 0
     assert equal(drawn, expected)
+    engine.memory.check(Shape(256, 224, (CAPTION_TOKENS,)))  # one picture with as many tokens is not refused for it
 
 
 async def test_one_that_runs_out_twice_fails_alone(opened: Open) -> None:
