@@ -1,5 +1,6 @@
 """Debian's Chromium on the page of the real service, which runs in this process with the embedded model."""
 
+import asyncio
 import shutil
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from playwright.async_api import Browser, Page, async_playwright, expect
+from playwright.async_api import Browser, Page, Route, async_playwright, expect
 
 from serve.api.app import create_app
 from serve.local import open_service
@@ -89,6 +90,18 @@ async def served_with(settings: Settings, folder: Path, presets: str, **changes:
         await hot.open()
         async with served(create_app(local, local.assets, local.prompts, own, presets=hot)) as url:
             yield url
+
+
+async def held(page: Page, pattern: str) -> asyncio.Event:
+    """What the page asks for there waits until the event is set."""
+    released = asyncio.Event()
+
+    async def when_released(route: Route) -> None:
+        await released.wait()
+        await route.continue_()
+
+    await page.route(pattern, when_released)
+    return released
 
 
 async def draw(page: Page, prompt: str) -> None:

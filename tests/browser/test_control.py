@@ -1,6 +1,5 @@
 """ControlNets on the page of a service that has one, and the picture that it follows."""
 
-import asyncio
 import base64
 import io
 from collections.abc import AsyncIterator
@@ -11,7 +10,7 @@ from PIL import Image, ImageDraw
 from playwright.async_api import Page, expect
 
 from serve.settings import EMBEDDED_FOLDER
-from tests.browser.conftest import draw, served_with
+from tests.browser.conftest import draw, held, served_with
 from tests.browser.test_care import violations
 from tests.browser.test_make import made, sent_by
 
@@ -105,13 +104,7 @@ async def test_without_its_picture_the_page_says_what_is_missing(visit, url):
 async def test_a_choice_whose_picture_comes_while_the_mouse_is_down_is_made(visit, url, circle):
     async with visit(url) as page:
         await made(page, url, controlnet="lines", control_image=data_url(circle))
-        known = asyncio.Event()
-
-        async def when_known(route):
-            await known.wait()
-            await route.continue_()
-
-        await page.route("**/v1/jobs?*", when_known)
+        known = await held(page, "**/v1/jobs?*")
         await page.reload()
         await lines(page).hover()
         await page.mouse.down()

@@ -5,6 +5,8 @@ import asyncio
 import pytest
 from playwright.async_api import expect
 
+from tests.browser.conftest import held
+
 
 async def test_something_is_seen_before_the_script_has_run(visit, base_url, browser):
     context = await browser.new_context(java_script_enabled=False)
@@ -34,13 +36,7 @@ async def test_what_could_not_be_asked_at_first_is_asked_again(page, path):
 
 async def test_a_size_is_chosen_only_once_the_model_is_known(page):
     """By the model's own limits."""
-    known = asyncio.Event()
-
-    async def when_known(route):
-        await known.wait()
-        await route.continue_()
-
-    await page.route("**/v1/models", when_known)
+    known = await held(page, "**/v1/models")
     await page.reload()
     wide = page.get_by_role("group", name="Size").get_by_text("16:9")
     await expect(wide).to_be_disabled()

@@ -1,4 +1,4 @@
-"""`zimage` as its user runs it, in a process of its own."""
+"""`zimage` as its user runs it."""
 
 import os
 import subprocess
@@ -132,12 +132,13 @@ def test_mistakes_are_told_with_their_fix(
     """In this process, which knows all modules already."""
     monkeypatch.setattr(sys, "argv", ["zimage", "generate", *args])
     monkeypatch.setattr(os, "environ", dict(os.environ))
-    logging = structlog.get_config()
+    configured = structlog.get_config()
     try:
-        with pytest.raises(SystemExit, match="1"):
+        with pytest.raises(SystemExit) as ended:
             main()
     finally:
-        structlog.configure(**logging)
+        structlog.configure(**configured)
+    assert ended.value.code == 1
     first, second = capsys.readouterr().err.splitlines(keepends=True)
     assert error in first.removeprefix("error: ")
     assert second.startswith(f"fix: {fix}")
