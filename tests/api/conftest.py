@@ -113,7 +113,9 @@ async def served(app: FastAPI) -> AsyncIterator[str]:
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
+        # As config/serve.yaml has it; uvicorn's 5 s would close on whoever comes back after just so long.
+        config = uvicorn.Config(app, log_level="warning", lifespan="off", timeout_keep_alive=90)
+        server = uvicorn.Server(config)
         serving = asyncio.create_task(server.serve([listener]))
         try:
             yield f"http://127.0.0.1:{listener.getsockname()[1]}"

@@ -42,6 +42,7 @@ class Run:
     code: int
     output: str
     lines: dict[tuple[str, str], dict[str, str]]  # by type and name
+    failures: str
 
     def count(self, kind: str, name: str) -> int:
         return int(self.lines[kind, name]["Request Count"]) if (kind, name) in self.lines else 0
@@ -70,8 +71,9 @@ async def locust(url: str, folder: Path, *arguments: str, files: str = FILE) -> 
     lines = {}
     if (statistics := folder / "run_stats.csv").exists():
         lines = {(line["Type"], line["Name"]): line for line in csv.DictReader(statistics.read_text().splitlines())}
+    failures = folder / "run_failures.csv"
     assert process.returncode is not None
-    return Run(process.returncode, output.decode(), lines)
+    return Run(process.returncode, output.decode(), lines, failures.read_text() if failures.exists() else "")
 
 
 async def test_everybody_gets_what_they_came_for(url, tmp_path):
@@ -80,7 +82,7 @@ async def test_everybody_gets_what_they_came_for(url, tmp_path):
     users = ("--users", "12", "--spawn-rate", "12", "--run-time", "12s", "--pace", "0.3", "--meeting-s", "5")
     users += ("--seed", "1", "--stop-timeout", "120")  # who has begun, ends
     run = await locust(url, tmp_path, *users)
-    assert run.code == 0, run.output
+    assert run.code == 0, run.failures + run.output
     assert " 0 lost" in run.output
     assert run.count("Designer", "time to picture") > 0, run.output
     assert run.count("Designer", "first byte") >= run.count("Designer", "wait") > 0
@@ -96,7 +98,7 @@ async def test_an_open_loop_keeps_its_rate(url, tmp_path):
     files = f"{FILE},loadtest/open_loop.py"
     arrivals = ("--rate", "1", "--arrivals", "even", "--run-time", "9s", "Arrivals")
     run = await locust(url, tmp_path, *arrivals, files=files)
-    assert run.code == 0, run.output
+    assert run.code == 0, run.failures + run.output
     assert 5 <= run.count("Arrivals", "first byte") <= 10  # one a second, the first of each five after up to 5 s
 
 
