@@ -1,14 +1,14 @@
-"""One seeded trace, replayed for every policy through the real engine with full-size Z-Image-Turbo on one GPU.
+"""Seeded traces, replayed for every policy through the real engine with full-size Z-Image-Turbo on one GPU.
 
     python -m benchmarks.gpu.policies [--loads 0.5 0.8 1.0] [--requests 40] [--sizes 512 768 1024 1536] [--json FILE]
-    python -m benchmarks.gpu.policies --arrivals Poisson --until 0.95 --loads 0.2 0.3 0.4 0.5 0.6 0.7 0.8 0.9 1.0
+    python -m benchmarks.gpu.policies --until 0.95 --loads 1.0 0.9 0.8 0.7 0.6 0.5 0.4 0.3 --arrivals Poisson --alphas 5
 
 Random weights of full size, 8 steps, four sizes at 30/20/40/10 %; Poisson arrivals and bursts. The engine measures
 itself first, so a load of 1 is what it can draw; its table, in the form of `benchmarks/h200_steps.json`, goes into the
 result. Deadlines are alpha times the time alone; only `edf` looks at them, so the others are replayed once and judged
-by both alphas. A request that is late is a miss; goodput is what was in time, per second of the trace. With `--until` a
-policy is not replayed at higher loads once fewer than this share are on time, whichever alpha; the best goodput with at
-least this share on time is printed for each policy.
+by every alpha. A request that is late is a miss; goodput is what was in time, per second of the traces. `--seeds` of
+them are replayed one after another and judged as one. With `--until` loads are tried in the order given, and a policy
+is done with the first at which this share is on time: from high to low, that is its goodput at this share.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ import argparse
 import asyncio
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +51,27 @@ class Replay:
     p99_s: float
 
 
-def judged(name: str, load: float, alpha: float, policy: str, drawn: list[Arrival], latencies: list[float]) -> Replay:
-    met = sum(latency <= arrival.allowed for latency, arrival in zip(latencies, drawn, strict=True))
-    seconds = drawn[-1].at - drawn[0].at
+@dataclass(frozen=True, slots=True)
+class Asked:
+    arrivals: str
+    load: float
+    alphas: tuple[float, ...]
+    requests: int
+    seeds: range
+
+    def traces(self, solo: dict[int, float], alpha: float) -> list[list[Arrival]]:
+        drawn = argparse.Namespace(
+            load=self.load, alpha=alpha, requests=self.requests, bursty=self.arrivals == "bursty"
+        )
+        return [trace(solo, drawn, seed) for seed in self.seeds]
+
+
+def judged(asked: Asked, alpha: float, policy: str, traces: list[list[Arrival]], latencies: list[float]) -> Replay:
+    arrivals = [arrival for drawn in traces for arrival in drawn]
+    met = sum(latency <= arrival.allowed for latency, arrival in zip(latencies, arrivals, strict=True))
+    seconds = sum(drawn[-1].at - drawn[0].at for drawn in traces)
     p99 = sorted(latencies)[int(0.99 * len(latencies))]
-    return Replay(name, load, alpha, policy, met / len(drawn), met / seconds, p99)
+    return Replay(asked.arrivals, asked.load, alpha, policy, met / len(arrivals), met / seconds, p99)
 
 
 def opened(sizes: list[int]) -> Engine:
@@ -74,33 +91,18 @@ def run_by(engine: Engine, policy: str) -> None:
     engine._turns = Turns(engine.policy, engine.times, engine.split_s)
 
 
-def drawn_for(solo: dict[int, float], options: argparse.Namespace, load: float, alpha: float) -> list[Arrival]:
-    asked = argparse.Namespace(load=load, alpha=alpha, requests=options.requests, bursty=options.bursty)
-    return trace(solo, asked, options.seed)
+def replays(engine: Engine, solo: dict[int, float], asked: Asked, policy: str) -> Iterator[Replay]:
+    latencies = list[float]()
+    for alpha in asked.alphas:
+        traces = asked.traces(solo, alpha)
+        if not latencies or policy == "edf":
+            run_by(engine, policy)
+            ends = [asyncio.run(replay(engine, drawn, hard=False)) for drawn in traces]
+            latencies = [seconds for ended in ends for seconds, _ in ended]
+        yield judged(asked, alpha, policy, traces, latencies)
 
 
-def replays(
-    engine: Engine, solo: dict[int, float], options: argparse.Namespace, load: float, policies: Iterable[str]
-) -> list[Replay]:
-    name, results = "bursty" if options.bursty else "Poisson", []
-    traces = {alpha: drawn_for(solo, options, load, alpha) for alpha in ALPHAS}
-    for policy in policies:
-        latencies = list[float]()
-        for alpha in ALPHAS:
-            if not latencies or policy == "edf":
-                run_by(engine, policy)
-                latencies = [seconds for seconds, _ in asyncio.run(replay(engine, traces[alpha], hard=False))]
-            results.append(judged(name, load, alpha, policy, traces[alpha], latencies))
-            one = results[-1]
-            print(
-                f"{time.strftime('%X')} {name:8}{load} {alpha} {policy:12}{100 * one.attained:6.1f} %  "
-                f"{one.goodput_per_s:.2f}/s  p99 {one.p99_s:.1f} s",
-                flush=True,
-            )
-    return results
-
-
-def at_best(results: list[Replay], share: float) -> dict[str, dict[str, float]]:
+def at_best(results: Iterable[Replay], share: float) -> dict[str, dict[str, float]]:
     """The most with at least this share on time, by arrivals and alpha, then by policy."""
     best: dict[str, dict[str, float]] = {}
     for one in results:
@@ -110,34 +112,54 @@ def at_best(results: list[Replay], share: float) -> dict[str, dict[str, float]]:
     return best
 
 
+def run(engine: Engine, solo: dict[int, float], options: argparse.Namespace) -> Iterator[Replay]:
+    """Load after load, every policy by turns."""
+    seeds = range(options.seed, options.seed + options.seeds)
+    for arrivals in options.arrivals:
+        left = dict.fromkeys(options.policies, tuple(options.alphas))
+        for load, policy in product(options.loads, options.policies):
+            if not left[policy]:
+                continue
+            asked = Asked(arrivals, load, left[policy], options.requests, seeds)
+            for one in replays(engine, solo, asked, policy):
+                yield one
+                if options.until and one.attained >= options.until:
+                    left[policy] = tuple(alpha for alpha in left[policy] if alpha != one.alpha)
+
+
+def line(one: Replay) -> str:
+    measured = f"{100 * one.attained:6.1f} %  {one.goodput_per_s:.2f}/s  p99 {one.p99_s:.1f} s"
+    return f"{time.strftime('%X')} {one.arrivals:8}{one.policy:12}{one.load:5} {one.alpha} {measured}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--loads", type=float, nargs="+", default=[0.5, 0.8, 1.0])
     parser.add_argument("--sizes", type=int, nargs=4, default=[512, 768, 1024, 1536])
     parser.add_argument("--requests", type=int, default=40, help="of one trace")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of the first trace")
+    parser.add_argument("--seeds", type=int, default=1, help="traces for each load")
     parser.add_argument("--arrivals", nargs="+", choices=ARRIVALS, default=ARRIVALS)
-    parser.add_argument("--until", type=float, help="the share on time below which a policy is given up")
+    parser.add_argument("--alphas", type=float, nargs="+", default=ALPHAS)
+    parser.add_argument("--policies", nargs="+", choices=list(POLICIES), default=list(POLICIES))
+    parser.add_argument("--until", type=float, help="the share on time at which a policy is done")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     engine = opened(options.sizes)
-    result: dict[str, Any] = facts() | {"step_times": engine.times.to_table(), "requests": options.requests}
     solo = {side: solo_seconds(engine, side) for side in options.sizes}
+    (warming,) = Asked("Poisson", 2.0, (5.0,), options.requests, range(1)).traces(solo, 5.0)
+    asyncio.run(replay(engine, warming, hard=False))  # batches of all lengths are recorded
+    result: dict[str, Any] = facts() | {"step_times": engine.times.to_table(), "solo_s": solo}
+    result |= {"requests": options.requests, "seeds": options.seeds, "rows": []}
     results = list[Replay]()
-    options.bursty = False
-    asyncio.run(replay(engine, drawn_for(solo, options, 2.0, 5.0), hard=False))  # batches of all lengths are recorded
-    for name in options.arrivals:
-        options.bursty, policies = name == "bursty", list(POLICIES)
-        for load in sorted(options.loads):
-            found = replays(engine, solo, options, load, policies)
-            results += found
-            if options.until:
-                attained = {policy: max(one.attained for one in found if one.policy == policy) for policy in policies}
-                policies = [policy for policy in policies if attained[policy] >= options.until]
-                result["goodput_per_s"] = at_best(results, options.until)
-            if options.json:
-                rows = [asdict(one) for one in results]
-                options.json.write_text(json.dumps(result | {"solo_s": solo, "rows": rows}, indent=1))
+    for one in run(engine, solo, options):
+        print(line(one), flush=True)
+        results.append(one)
+        result["rows"].append(asdict(one))
+        if options.until:
+            result["goodput_per_s"] = at_best(results, options.until)
+        if options.json:
+            options.json.write_text(json.dumps(result, indent=1))
     engine.stop()
     if options.until:
         print(json.dumps(result["goodput_per_s"], indent=1))
