@@ -110,7 +110,8 @@ async def _figures(asker: Asker, plan: Plan, round_: int, bare_s: dict[int, floa
 
 
 def _client(url: str) -> httpx.AsyncClient:
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
+    # uvicorn closes after 5 s without a request: who comes back just then would count as a failure.
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=3)
     return httpx.AsyncClient(base_url=url, timeout=None, limits=limits, trust_env=False)
 
 
