@@ -61,7 +61,7 @@ check: $(INSTALLED) ## lint, format, types, import directions, docs
 test-deps: ## what tests need beyond Python packages, from Debian and npm
 ifneq ($(strip $(APT_PACKAGES)),)
 	$(SUDO) apt-get update -q
-	$(SUDO) apt-get install -qy --no-install-recommends $(APT_PACKAGES)
+	$(SUDO) apt-get -o DPkg::Lock::Timeout=300 install -qy --no-install-recommends $(APT_PACKAGES)
 	npm install --prefix .npm --no-audit --no-fund $(NPM_PACKAGES)
 else
 	@echo "nothing is needed"
