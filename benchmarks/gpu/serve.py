@@ -44,7 +44,7 @@ PROMPT = (
     "falling leaves and a bicycle that leans against the wall"
 )
 ALONE = {256: 8, 512: 8, 1024: 8, 2048: 2}
-SATURATED = {256: 80, 512: 48, 1024: 20}
+SATURATED = {256: 160, 512: 80, 1024: 20}
 CLIENTS = 8
 STOCK_SHARE = 0.35  # of as many pictures: it takes them one after the other, and takes long
 READY_S = 150.0

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
+import structlog
 import torch
 
 from serve.engine.decode import Decoder
@@ -14,6 +15,8 @@ from serve.engine.schedule import Shape
 from serve.engine.zimage import SEQUENCE_MULTIPLE, Row, ZImageTransformer, unpatchify
 from serve.errors import ConfigError
 from serve.step_times import StepTimes
+
+log = structlog.get_logger()
 
 BATCHED_UP_TO_PX = 512  # above it a single picture fills the device
 ROUNDS = 3  # after the one in which memory is measured; on a GPU the next records kernels, and then all is fast
@@ -37,17 +40,7 @@ def warm_up(
         _record_captions(transformer)
     shapes = list(_shapes(shapes_px, max_batch))
     for done, (width, height, rows) in enumerate(shapes):
-        try:
-            fits = _measure(transformer, decoder, memory, times, width, height, rows)
-        except torch.OutOfMemoryError as error:  # it did fit once, and no second time beside what that has left
-            error.__traceback__ = None
-            shape = Shape(height, width, (CAPTION_TOKENS,))
-            if rows == 1:
-                memory.refuse(shape)
-            else:
-                memory.did_not_fit(shape, rows)
-            memory.free()
-            fits = False
+        fits = _fits(transformer, decoder, memory, times, width, height, rows)
         if not fits and done == 0:
             raise ConfigError(
                 f"a picture of {width}x{height} does not fit into the GPU's memory beside the weights",
@@ -55,6 +48,36 @@ def warm_up(
             )
         report((done + 1) / len(shapes))
     return times
+
+
+def _fits(
+    transformer: ZImageTransformer,
+    decoder: Decoder,
+    memory: Memory,
+    times: StepTimes,
+    width: int,
+    height: int,
+    rows: int,
+) -> bool:
+    """What runs out of memory beside what is recorded is tried again without that."""
+    size = f"{rows} of {width}x{height}"
+    for _ in range(2):
+        try:
+            fits = _measure(transformer, decoder, memory, times, width, height, rows)
+        except torch.OutOfMemoryError as error:
+            error.__traceback__ = None
+            memory.free()
+        else:
+            if not fits:
+                log.warning("more than the GPU's memory", pictures=size)
+            return fits
+    log.warning("more than the GPU's memory when it is done again", pictures=size)
+    shape = Shape(height, width, (CAPTION_TOKENS,))
+    if rows == 1:
+        memory.refuse(shape)
+    else:
+        memory.did_not_fit(shape, rows)
+    return False
 
 
 def _record_captions(transformer: ZImageTransformer) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -19,6 +21,7 @@ from serve.messages import Delivery
 log = structlog.get_logger()
 
 WINDOW_S = 0.003
+QUIET_S = 0.025  # after so long without a commit the next is not held open for company
 NOTE_S = 0.5  # what nobody waits for is committed this late, or with the next that somebody does
 RETRY_S = 0.2
 
@@ -115,6 +118,7 @@ class GroupCommit:
         self._work = asyncio.Event()
         self._failure: Exception | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._ended_at = -math.inf
         self._running = asyncio.create_task(self._run())
 
     @property
@@ -147,7 +151,8 @@ class GroupCommit:
     async def _run(self) -> None:
         while self._failure is None:
             await self._work.wait()
-            await asyncio.sleep(WINDOW_S)
+            busy = time.monotonic() - self._ended_at < QUIET_S
+            await asyncio.sleep(WINDOW_S if busy else 0.0)
             self._work.clear()
             if self._timer is not None:
                 self._timer.cancel()
@@ -163,6 +168,7 @@ class GroupCommit:
                 self._failure = error
                 batch.fail(error)
                 self._batch.fail(error)
+            self._ended_at = time.monotonic()
 
     async def _later(self, batch: Batch, error: Exception) -> None:
         log.error("the job store does not take writes, trying again", error=str(error))
