@@ -7,7 +7,9 @@
 Served is `config/serve.gpu.yaml` in processes of its own, asked over HTTP; bare is the same engine in this process
 without HTTP, Ray and the job store; stock is ZImagePipeline behind a plain FastAPI server. All three draw the same
 pictures (8 steps, JPEG) one after the other in the same run: first one client, then more clients than fit a batch.
-Where a served picture's time went is what its job says of itself; the rest is HTTP, Ray, the job store and the file.
+Bare gives its pictures the deadlines that the service gives them, as they decide what shares a step. Where a served
+picture's time went is what its job says of itself; the rest is HTTP, Ray, the job store and the file. Under many
+clients `step_ms` is a step's time on the device, `batch` its pictures, `stepping` the share of the time in steps.
 Bare runs first, so that served finds what it compiled: seconds to ready include the weights, not the compilation.
 """
 
@@ -35,9 +37,11 @@ from typing import Any
 from urllib.request import urlopen
 
 import yaml
+from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.machine import facts
 from benchmarks.overhead import socket_port, wait_until_ready
+from serve.jobs.deadlines import FACTOR
 
 PROMPT = (
     "a photo of a red fox that sits on a yellow wooden bench in front of a blue house, with soft morning light, "
@@ -48,9 +52,12 @@ SATURATED = {256: 160, 512: 80, 1024: 20}
 CLIENTS = 8
 STOCK_SHARE = 0.35  # of as many pictures: it takes them one after the other, and takes long
 READY_S = 150.0
+STEPS = 8
+STEP_METRIC = "zimage_step_duration_seconds"
 
 Draw = Callable[[int, int], Awaitable[object]]
 Stages = Callable[[int], dict[str, float]]
+Steps = Callable[[], tuple[float, float]]  # seconds and number of all steps so far
 _seeds = count(1)
 
 
@@ -64,27 +71,42 @@ class Figure:
     worst_s: float
     per_s: float | None
     stages_ms: dict[str, float] | None = None
+    steps: dict[str, float] | None = None
 
 
 Figures = list[Figure]
 
 
-async def measure(kind: str, sizes: list[int], draw: Draw, share: float = 1.0, stages: Stages | None = None) -> Figures:
+async def measure(
+    kind: str,
+    sizes: list[int],
+    draw: Draw,
+    share: float = 1.0,
+    stages: Stages | None = None,
+    steps: Steps | None = None,
+) -> Figures:
     figures = []
     for side in sizes:
         await _draw_all(draw, side, 3, 1)  # the first of a shape loads and records kernels
         pictures = max(2, round(share * ALONE[side]))
         seconds, _ = await _draw_all(draw, side, pictures, 1)
         spent = stages(pictures) if stages else None
-        per_s = None
+        per_s, stepped = None, None
         if side in SATURATED:
             many = round(share * SATURATED[side])
             await _draw_all(draw, side, CLIENTS, CLIENTS)
+            before = steps() if steps else (0.0, 0.0)
             _, took = await _draw_all(draw, side, many, CLIENTS)
             per_s = many / took
-        figures.append(Figure(kind, side, median(seconds), max(seconds), per_s, spent))
+            stepped = _stepped(before, steps(), many, took) if steps else None
+        figures.append(Figure(kind, side, median(seconds), max(seconds), per_s, spent, stepped))
         print(f"{time.strftime('%X')} {figures[-1]}", flush=True)
     return figures
+
+
+def _stepped(before: tuple[float, float], after: tuple[float, float], pictures: int, took: float) -> dict[str, float]:
+    seconds, count = (later - earlier for earlier, later in zip(before, after, strict=True))
+    return {"step_ms": 1e3 * seconds / count, "batch": STEPS * pictures / count, "stepping": seconds / took}
 
 
 async def _draw_all(draw: Draw, side: int, pictures: int, clients: int) -> tuple[list[float], float]:
@@ -113,13 +135,20 @@ def ask(port: int, side: int, seed: int) -> None:
             raise RuntimeError(f"{answer.status}: {content[:300]!r}")
 
 
-def over_http(kind: str, sizes: list[int], port: int, share: float = 1.0, stages: Stages | None = None) -> Figures:
+def over_http(
+    kind: str,
+    sizes: list[int],
+    port: int,
+    share: float = 1.0,
+    stages: Stages | None = None,
+    steps: Steps | None = None,
+) -> Figures:
     with ThreadPoolExecutor(CLIENTS) as clients:
 
         async def draw(side: int, seed: int) -> None:
             await asyncio.get_running_loop().run_in_executor(clients, ask, port, side, seed)
 
-        return asyncio.run(measure(kind, sizes, draw, share, stages))
+        return asyncio.run(measure(kind, sizes, draw, share, stages, steps))
 
 
 def stages_of_jobs(port: int) -> Stages:
@@ -131,6 +160,20 @@ def stages_of_jobs(port: int) -> Stages:
         return {name: median(job["timings"][name] for job in jobs) for name in jobs[0]["timings"]}
 
     return stages
+
+
+def steps_of_metrics(port: int) -> Steps:
+    def steps() -> tuple[float, float]:
+        with urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+            families = list(text_string_to_metric_families(answer.read().decode()))
+        samples = [sample for family in families for sample in family.samples]
+        seconds, count = (
+            sum(sample.value for sample in samples if sample.name == f"{STEP_METRIC}_{part}")
+            for part in ("sum", "count")
+        )
+        return seconds, count
+
+    return steps
 
 
 def bare(options: argparse.Namespace, ready: dict[str, float]) -> Figures:
@@ -150,12 +193,13 @@ def _bare(options: argparse.Namespace) -> tuple[Figures, float]:
     from serve.engine.open import Placement, open_engine, open_text_encoder
     from serve.engine.text import Embedding
     from serve.settings import Settings
+    from serve.step_times import sequence_tokens
 
     settings = Settings.model_validate(_args(options))
     placement = Placement.choose(settings)
     engine = open_engine(settings, options.folder, placement)
     text_encoder = open_text_encoder(settings, options.folder, Placement.of_text(settings))
-    spent: list[dict[str, float]] = []
+    spent, stepped = list[dict[str, float]](), list[float]()
     beside = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # in its own process it would not wait for the denoiser's steps either
     seconds = time.monotonic() - began
 
@@ -164,6 +208,10 @@ def _bare(options: argparse.Namespace) -> tuple[Figures, float]:
             (embedding,) = text_encoder.encode([prompt])
         return embedding
 
+    def alone_s(side: int, prompt_tokens: int) -> float:
+        tokens = sequence_tokens((side // 16) ** 2, prompt_tokens)
+        return engine.times.image_seconds(steps=STEPS, tokens=tokens, rows=1, pixels=side * side)
+
     async def draw(side: int, seed: int) -> None:
         loop = asyncio.get_running_loop()
         embedding = await loop.run_in_executor(texts, encode, f"{PROMPT}, number {seed}")
@@ -171,12 +219,12 @@ def _bare(options: argparse.Namespace) -> tuple[Figures, float]:
             id=f"{seed}",
             height=side,
             width=side,
-            steps=8,
+            steps=STEPS,
             seed=seed,
             embedding=embedding.tensor(),
             negative=None,
             guidance=0.0,
-            deadline=engine.clock() + 60,
+            deadline=engine.clock() + FACTOR["interactive"] * alone_s(side, len(embedding.data)),
             hard_deadline=False,
             alone=False,
             preview_steps=frozenset(),
@@ -191,8 +239,14 @@ def _bare(options: argparse.Namespace) -> tuple[Figures, float]:
     def stages(pictures: int) -> dict[str, float]:
         return {stage: median(one[stage] for one in spent[-pictures:]) for stage in spent[-1]}
 
+    def steps() -> tuple[float, float]:
+        tally = engine.recorder.drain()
+        for (name, _), values in tally.observed.items() if tally else ():
+            stepped.extend(values if name == STEP_METRIC else [])
+        return sum(stepped), len(stepped)
+
     with ThreadPoolExecutor(1) as texts, ThreadPoolExecutor(2) as files:
-        figures = asyncio.run(measure("bare", options.sizes, draw, stages=stages))
+        figures = asyncio.run(measure("bare", options.sizes, draw, 1.0, stages, steps))
     engine.stop()
     return figures, seconds
 
@@ -240,7 +294,7 @@ def served(options: argparse.Namespace, ready: dict[str, float]) -> Figures:
         command = ("deployments.run", file, "--data", data)
         with process(*command) as (port, seconds):
             ready["served"] = seconds
-            return over_http("served", options.sizes, port, stages=stages_of_jobs(port))
+            return over_http("served", options.sizes, port, 1.0, stages_of_jobs(port), steps_of_metrics(port))
 
 
 def stock(options: argparse.Namespace, ready: dict[str, float]) -> Figures:
