@@ -2,7 +2,7 @@
 
     python -m benchmarks.gpu.random_weights FOLDER
     python -m benchmarks.gpu.serve FOLDER [--kinds bare served stock] [--sizes 256 1024] [--precision fp8]
-        [--haproxy] [--json FILE]
+        [--haproxy] [--same-prompt] [--json FILE]
 
 Served is `config/serve.gpu.yaml` in processes of its own, asked over HTTP; bare is the same engine in this process
 without HTTP, Ray and the job store; stock is ZImagePipeline behind a plain FastAPI server. All three draw the same
@@ -10,6 +10,7 @@ pictures (8 steps, JPEG) one after the other in the same run: first one client, 
 Bare gives its pictures the deadlines that the service gives them, as they decide what shares a step. Where a served
 picture's time went is what its job says of itself; the rest is HTTP, Ray, the job store and the file. Under many
 clients `step_ms` is a step's time on the device, `batch` its pictures, `stepping` the share of the time in steps.
+With `--same-prompt` none is encoded but the first, which tells what sharing the GPU with the text encoder costs.
 Bare runs first, so that served finds what it compiled: seconds to ready include the weights, not the compilation.
 """
 
@@ -77,6 +78,15 @@ class Figure:
 Figures = list[Figure]
 
 
+def numbered(seed: int) -> str:
+    """Nobody has encoded it before."""
+    return f"{PROMPT}, number {seed}"
+
+
+def prompts(options: argparse.Namespace) -> Callable[[int], str]:
+    return (lambda _: PROMPT) if options.same_prompt else numbered
+
+
 async def measure(
     kind: str,
     sizes: list[int],
@@ -124,8 +134,8 @@ async def _draw_all(draw: Draw, side: int, pictures: int, clients: int) -> tuple
     return seconds, time.perf_counter() - began
 
 
-def ask(port: int, side: int, seed: int) -> None:
-    body = json.dumps({"prompt": f"{PROMPT}, number {seed}", "size": f"{side}x{side}", "seed": seed})
+def ask(port: int, side: int, seed: int, prompt: str) -> None:
+    body = json.dumps({"prompt": prompt, "size": f"{side}x{side}", "seed": seed})
     headers = {"Accept": "image/jpeg", "Content-Type": "application/json"}
     with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=300)) as connection:
         connection.request("POST", "/v1/images/generations", body, headers)
@@ -142,11 +152,12 @@ def over_http(
     share: float = 1.0,
     stages: Stages | None = None,
     steps: Steps | None = None,
+    prompt_of: Callable[[int], str] = numbered,
 ) -> Figures:
     with ThreadPoolExecutor(CLIENTS) as clients:
 
         async def draw(side: int, seed: int) -> None:
-            await asyncio.get_running_loop().run_in_executor(clients, ask, port, side, seed)
+            await asyncio.get_running_loop().run_in_executor(clients, ask, port, side, seed, prompt_of(seed))
 
         return asyncio.run(measure(kind, sizes, draw, share, stages, steps))
 
@@ -199,6 +210,7 @@ def _bare(options: argparse.Namespace) -> tuple[Figures, float]:
     placement = Placement.choose(settings)
     engine = open_engine(settings, options.folder, placement)
     text_encoder = open_text_encoder(settings, options.folder, Placement.of_text(settings))
+    prompt_of = prompts(options)
     spent, stepped = list[dict[str, float]](), list[float]()
     beside = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # in its own process it would not wait for the denoiser's steps either
     seconds = time.monotonic() - began
@@ -214,7 +226,7 @@ def _bare(options: argparse.Namespace) -> tuple[Figures, float]:
 
     async def draw(side: int, seed: int) -> None:
         loop = asyncio.get_running_loop()
-        embedding = await loop.run_in_executor(texts, encode, f"{PROMPT}, number {seed}")
+        embedding = await loop.run_in_executor(texts, encode, prompt_of(seed))
         generation = Generation(
             id=f"{seed}",
             height=side,
@@ -294,7 +306,8 @@ def served(options: argparse.Namespace, ready: dict[str, float]) -> Figures:
         command = ("deployments.run", file, "--data", data)
         with process(*command) as (port, seconds):
             ready["served"] = seconds
-            return over_http("served", options.sizes, port, 1.0, stages_of_jobs(port), steps_of_metrics(port))
+            stages, steps = stages_of_jobs(port), steps_of_metrics(port)
+            return over_http("served", options.sizes, port, 1.0, stages, steps, prompts(options))
 
 
 def stock(options: argparse.Namespace, ready: dict[str, float]) -> Figures:
@@ -335,6 +348,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", choices=list(ALONE), default=list(ALONE))
     parser.add_argument("--precision", choices=["bf16", "fp8"], default="bf16")
     parser.add_argument("--haproxy", action="store_true", help="Ray Serve's HAProxy mode instead of its Python proxy")
+    parser.add_argument("--same-prompt", action="store_true")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     os.environ["RAY_SERVE_ENABLE_HA_PROXY"] = "1" if options.haproxy else "0"

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
-from benchmarks.gpu.serve import CLIENTS, READY_S, ask, config, process
+from benchmarks.gpu.serve import CLIENTS, READY_S, ask, config, numbered, process
 from benchmarks.machine import facts
 
 WARM_UP_S = 6.0  # a batch of each length has been recorded, and clients are out of step
@@ -53,7 +53,8 @@ def saturated(port: int, side: int, clients: int, seconds: float) -> float:
 
     def client() -> None:
         while time.monotonic() < stop:
-            ask(port, side, next(_seeds))
+            seed = next(_seeds)
+            ask(port, side, seed, numbered(seed))
             ends.append(time.monotonic())
 
     threads = [threading.Thread(target=client) for _ in range(clients)]
