@@ -20,8 +20,9 @@ async def violations(page: Page) -> list[str]:
 async def test_axe_finds_nothing(visit, base_url, colours, width):
     size = {"width": width, "height": 800}
     async with visit(base_url, color_scheme=colours, viewport=size, reduced_motion="reduce") as page:
-        await draw(page, "a red fox on a yellow background")
-        await expect(page.locator(".card").first.locator(".state.succeeded")).to_be_visible()
+        await draw(page, f"a red fox on a {colours} background, {width} wide")
+        card = page.locator(".card", has_text=f"{colours} background, {width} wide")
+        await expect(card.locator(".state.succeeded")).to_be_visible()
         await page.get_by_label("Width").fill("1000")
         await draw(page, "a red fox")
         await expect(page.locator(".make .error")).to_be_visible()
@@ -48,7 +49,7 @@ async def test_a_picture_is_made_and_opened_with_the_keyboard_alone(page):
             break
     await page.keyboard.type("a penguin in the snow")
     await page.keyboard.press("Control+Enter")
-    card = page.locator(".card").first
+    card = page.locator(".card", has_text="a penguin in the snow")
     await expect(card.locator(".state.succeeded")).to_be_visible()
     await card.locator("button.cell").focus()
     await page.keyboard.press("Enter")

@@ -54,5 +54,5 @@ async def test_offline_and_back(page):
     await expect(page.locator("footer")).to_contain_text("Connected")
     await page.get_by_role("button", name="Draw").click()
     await expect(page.locator(".make .error")).to_have_count(0)
-    await expect(page.locator(".card").first.locator(".state.succeeded")).to_be_visible()
-    await expect(page.locator(".card").first).to_contain_text("an owl on a black background")
+    owl = page.locator(".card", has_text="an owl on a black background")
+    await expect(owl.locator(".state.succeeded")).to_be_visible()

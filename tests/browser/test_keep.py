@@ -11,9 +11,11 @@ from playwright.async_api import Page, expect
 async def gallery(page, base_url) -> Page:
     """Three pictures, and nothing else."""
     request = page.context.request
+    while (await (await request.get(f"{base_url}/v1/queue")).json())["my_jobs"]:  # of a test before this one
+        await asyncio.sleep(0.1)
     listed = await (await request.get(f"{base_url}/v1/assets?limit=200")).json()
     if listed["data"]:
-        await request.delete(f"{base_url}/v1/assets?all=true&confirm={len(listed['data'])}")
+        assert (await request.delete(f"{base_url}/v1/assets?all=true&confirm={len(listed['data'])}")).ok
     for seed, thing in enumerate(("fox", "cat", "bee")):
         body = {"prompt": f"a {thing}", "seed": seed, "size": "64x64", "num_inference_steps": 2}
         assert (await request.post(f"{base_url}/v1/images/generations", data=body)).ok
