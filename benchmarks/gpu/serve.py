@@ -78,6 +78,14 @@ class Figure:
 Figures = list[Figure]
 
 
+@dataclass(frozen=True, slots=True)
+class Inside:
+    """What is known of pictures beyond what their clients see."""
+
+    stages: Stages
+    steps: Steps
+
+
 def numbered(seed: int) -> str:
     """Nobody has encoded it before."""
     return f"{PROMPT}, number {seed}"
@@ -87,28 +95,21 @@ def prompts(options: argparse.Namespace) -> Callable[[int], str]:
     return (lambda _: PROMPT) if options.same_prompt else numbered
 
 
-async def measure(
-    kind: str,
-    sizes: list[int],
-    draw: Draw,
-    share: float = 1.0,
-    stages: Stages | None = None,
-    steps: Steps | None = None,
-) -> Figures:
+async def measure(kind: str, sizes: list[int], draw: Draw, share: float, inside: Inside | None) -> Figures:
     figures = []
     for side in sizes:
         await _draw_all(draw, side, 3, 1)  # the first of a shape loads and records kernels
         pictures = max(2, round(share * ALONE[side]))
         seconds, _ = await _draw_all(draw, side, pictures, 1)
-        spent = stages(pictures) if stages else None
+        spent = inside.stages(pictures) if inside else None
         per_s, stepped = None, None
         if side in SATURATED:
             many = round(share * SATURATED[side])
             await _draw_all(draw, side, CLIENTS, CLIENTS)
-            before = steps() if steps else (0.0, 0.0)
+            before = inside.steps() if inside else None
             _, took = await _draw_all(draw, side, many, CLIENTS)
             per_s = many / took
-            stepped = _stepped(before, steps(), many, took) if steps else None
+            stepped = _stepped(before, inside.steps(), many, took) if inside and before else None
         figures.append(Figure(kind, side, median(seconds), max(seconds), per_s, spent, stepped))
         print(f"{time.strftime('%X')} {figures[-1]}", flush=True)
     return figures
@@ -150,8 +151,7 @@ def over_http(
     sizes: list[int],
     port: int,
     share: float = 1.0,
-    stages: Stages | None = None,
-    steps: Steps | None = None,
+    inside: Inside | None = None,
     prompt_of: Callable[[int], str] = numbered,
 ) -> Figures:
     with ThreadPoolExecutor(CLIENTS) as clients:
@@ -159,7 +159,7 @@ def over_http(
         async def draw(side: int, seed: int) -> None:
             await asyncio.get_running_loop().run_in_executor(clients, ask, port, side, seed, prompt_of(seed))
 
-        return asyncio.run(measure(kind, sizes, draw, share, stages, steps))
+        return asyncio.run(measure(kind, sizes, draw, share, inside))
 
 
 def stages_of_jobs(port: int) -> Stages:
@@ -258,7 +258,7 @@ def _bare(options: argparse.Namespace) -> tuple[Figures, float]:
         return sum(stepped), len(stepped)
 
     with ThreadPoolExecutor(1) as texts, ThreadPoolExecutor(2) as files:
-        figures = asyncio.run(measure("bare", options.sizes, draw, 1.0, stages, steps))
+        figures = asyncio.run(measure("bare", options.sizes, draw, 1.0, Inside(stages, steps)))
     engine.stop()
     return figures, seconds
 
@@ -306,8 +306,8 @@ def served(options: argparse.Namespace, ready: dict[str, float]) -> Figures:
         command = ("deployments.run", file, "--data", data)
         with process(*command) as (port, seconds):
             ready["served"] = seconds
-            stages, steps = stages_of_jobs(port), steps_of_metrics(port)
-            return over_http("served", options.sizes, port, 1.0, stages, steps, prompts(options))
+            inside = Inside(stages_of_jobs(port), steps_of_metrics(port))
+            return over_http("served", options.sizes, port, inside=inside, prompt_of=prompts(options))
 
 
 def stock(options: argparse.Namespace, ready: dict[str, float]) -> Figures:

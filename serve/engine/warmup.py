@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import structlog
@@ -40,7 +41,8 @@ def warm_up(
         _record_captions(transformer)
     shapes = list(_shapes(shapes_px, max_batch))
     for done, (width, height, rows) in enumerate(shapes):
-        fits = _fits(transformer, decoder, memory, times, width, height, rows)
+        measure = partial(_measure, transformer, decoder, memory, times, width, height, rows)
+        fits = _fits(memory, Shape(height, width, (CAPTION_TOKENS,)), rows, measure)
         if not fits and done == 0:
             raise ConfigError(
                 f"a picture of {width}x{height} does not fit into the GPU's memory beside the weights",
@@ -50,34 +52,24 @@ def warm_up(
     return times
 
 
-def _fits(
-    transformer: ZImageTransformer,
-    decoder: Decoder,
-    memory: Memory,
-    times: StepTimes,
-    width: int,
-    height: int,
-    rows: int,
-) -> bool:
-    """What runs out of memory beside what is recorded is tried again without that."""
-    size = f"{rows} of {width}x{height}"
+def _fits(memory: Memory, shape: Shape, rows: int, measure: Callable[[], bool]) -> bool:
+    """What runs out of memory beside what is recorded is measured again without that."""
     for _ in range(2):
         try:
-            fits = _measure(transformer, decoder, memory, times, width, height, rows)
+            fits = measure()
+            break
         except torch.OutOfMemoryError as error:
             error.__traceback__ = None
             memory.free()
-        else:
-            if not fits:
-                log.warning("more than the GPU's memory", pictures=size)
-            return fits
-    log.warning("more than the GPU's memory when it is done again", pictures=size)
-    shape = Shape(height, width, (CAPTION_TOKENS,))
-    if rows == 1:
-        memory.refuse(shape)
     else:
-        memory.did_not_fit(shape, rows)
-    return False
+        fits = False
+        if rows == 1:
+            memory.refuse(shape)
+        else:
+            memory.did_not_fit(shape, rows)
+    if not fits:
+        log.warning("more than the GPU's memory", width=shape.width, height=shape.height, rows=rows)
+    return fits
 
 
 def _record_captions(transformer: ZImageTransformer) -> None:
