@@ -3,7 +3,7 @@
     python -m benchmarks.gpu.step [--compile] [--fp8] [--steps-only] [--sizes 256 512 1024] [--json FILE]
 
 Random weights of full size (benchmarks.gpu.random_weights) on one GPU with 48 GB. `--compile` adds diffusers with
-`compile_repeated_blocks`, `--fp8` our step with FP8 matrices. Prints milliseconds, and a table of the kernels of one
+`compile_repeated_blocks`, `--fp8` our step in FP8. Prints milliseconds, and a table of the kernels of one
 1024² step against what the chip was measured to do. Times are medians of CUDA events.
 """
 
@@ -252,10 +252,11 @@ def _piece(kernel: str) -> str:
 
 
 _PIECES = {
-    "attention": ("sdpa", "flash", "fmha"),
+    "attention": ("sdpa", "flash", "fmha", "_attention"),
     "norms and residuals": ("_residual_norm",),
     "QK norm and rotation": ("_norm_rotate",),
     "SiLU and product": ("_silu_mul",),
+    "attention's values to FP8": ("_transpose",),
     "attention's result to FP8": ("_quantize",),
     "matrix products": ("nvjet", "gemm", "cutlass"),
     "clearing of counters": ("Memset",),

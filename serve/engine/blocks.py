@@ -41,8 +41,7 @@ class Block:
         """x, normed and scaled, [B, S, D]; rope [S, head_dim/2, 2]."""
         qkv = _with(terms, "qkv", self._qkv(x), x)
         query, key, value = qkv.view(*qkv.shape[:2], 3, self._heads, -1).unbind(2)
-        query, key = self._ops.norm_rotate(query, key, self._norms, rope)
-        mixed = self._ops.attend(query, key, value)
+        mixed = self._ops.attend(query, key, value, self._norms, rope)
         return _with(terms, "out", self._out(mixed), mixed)
 
     def feed_forward(self, x: Activation, terms: BlockTerms | None = None) -> Tensor:

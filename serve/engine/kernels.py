@@ -10,9 +10,9 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from serve.engine.ops import Activation, Norm, Quantized, attention
+from serve.engine import attention_kernels
+from serve.engine.ops import FP8, Activation, Norm, Quantized, attention
 
-FP8 = torch.float8_e4m3fn
 FP8_MAX = tl.constexpr(448.0)
 ATTENTION = [
     SDPBackend.CUDNN_ATTENTION,
@@ -70,21 +70,22 @@ def _residual_norm(
 
 @triton.jit
 def _norm_rotate(
-    query, key, query_weight, key_weight, rope, eps, tokens, batch_stride, token_stride, query_heads, key_heads,
+    query, key, query_out, key_out, query_weight, key_weight, rope, eps, tokens,
+    batch_stride, token_stride, query_batch, query_token, key_batch, key_token, query_heads, key_heads,
     HEADS: tl.constexpr, DIM: tl.constexpr, NORM: tl.constexpr, HALVES: tl.constexpr,
 ):  # fmt: skip
-    """In place, all heads of one token's query or key."""
+    """All heads of one token's query or key."""
     row = tl.program_id(0).to(tl.int64)
-    token = row % tokens
-    x, weight = query, query_weight
+    batch, token = row // tokens, row % tokens
+    x, weight, to = query, query_weight, query_out + batch * query_batch + token * query_token
     if tl.program_id(1) == 1:
-        x, weight = key, key_weight
+        x, weight, to = key, key_weight, key_out + batch * key_batch + token * key_token
     heads = tl.where(tl.program_id(1) == 1, key_heads, query_heads)
     head, column = tl.arange(0, HEADS)[:, None], tl.arange(0, DIM)[None, :]
-    at = x + (row // tokens) * batch_stride + token * token_stride + head * DIM
+    at = head * DIM + column
     inside = (head < heads) & (column < DIM)
     dtype: tl.constexpr = x.dtype.element_ty
-    value = tl.load(at + column, mask=inside, other=0.0).to(tl.float32)
+    value = tl.load(x + batch * batch_stride + token * token_stride + at, mask=inside, other=0.0).to(tl.float32)
     pair = tl.arange(0, DIM // 2)[None, :]
     cos = tl.load(rope + token * DIM + pair * 2)
     sin = tl.load(rope + token * DIM + pair * 2 + 1)
@@ -100,7 +101,7 @@ def _norm_rotate(
     else:
         even, odd = tl.split(tl.reshape(value, (HEADS, DIM // 2, 2)))
         rotated = tl.reshape(tl.join(even * cos - odd * sin, even * sin + odd * cos), (HEADS, DIM))
-    tl.store(at + column, rotated.to(dtype), mask=inside)
+    tl.store(to + at, rotated.to(dtype).to(to.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -168,19 +169,30 @@ class FusedOps:
         return self._launch(x, y, norm, gate, following, scale)
 
     def norm_rotate(
-        self, query: Tensor, key: Tensor, norms: tuple[Norm, Norm] | None, rope: Tensor, *, halves: bool = False
+        self,
+        query: Tensor,
+        key: Tensor,
+        norms: tuple[Norm, Norm] | None,
+        rope: Tensor,
+        *,
+        halves: bool = False,
+        to: torch.dtype | None = None,
     ) -> tuple[Tensor, Tensor]:
+        """In place, or as new tensors of the dtype `to`."""
         batch, tokens, heads, dim = query.shape
         assert query.stride() == key.stride()
         assert query.stride()[2:] == (dim, 1)
         assert rope.is_contiguous()
         weights = (query, key) if norms is None else (norms[0].weight, norms[1].weight)
+        out = (
+            (query, key) if to is None else (query.new_empty(query.shape, dtype=to), key.new_empty(key.shape, dtype=to))
+        )
         _norm_rotate[(batch * tokens, 2)](
-            query, key, *weights, rope, norms[0].eps if norms else 0.0, tokens, query.stride(0), query.stride(1),
-            heads, key.shape[2], HEADS=triton.next_power_of_2(max(heads, key.shape[2])), DIM=dim,
-            NORM=norms is not None, HALVES=halves,
+            query, key, *out, *weights, rope, norms[0].eps if norms else 0.0, tokens,
+            *query.stride()[:2], *out[0].stride()[:2], *out[1].stride()[:2], heads, key.shape[2],
+            HEADS=triton.next_power_of_2(max(heads, key.shape[2])), DIM=dim, NORM=norms is not None, HALVES=halves,
         )  # fmt: skip
-        return query, key
+        return out
 
     def silu_mul(self, gate_value: Tensor) -> Activation:
         assert gate_value.is_contiguous()
@@ -195,7 +207,21 @@ class FusedOps:
             _silu_mul[(rows, triton.cdiv(width, 2048))](gate_value, data, width, BLOCK=2048, num_warps=8)
         return out
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, *, causal: bool = False) -> Activation:
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        norms: tuple[Norm, Norm] | None,
+        rope: Tensor,
+        *,
+        halves: bool = False,
+        causal: bool = False,
+    ) -> Activation:
+        if self._quantize and norms is not None and not causal and attention_kernels.supports(query, value):
+            query, key = self.norm_rotate(query, key, norms, rope, halves=halves, to=FP8)
+            return self._activation(attention_kernels.attend(query, key, value))
+        query, key = self.norm_rotate(query, key, norms, rope, halves=halves)
         with sdpa_kernel(ATTENTION, set_priority=True):
             return self._activation(attention(query, key, value, causal))
 

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+FP8 = torch.float8_e4m3fn
+
 
 @dataclass(frozen=True, slots=True)
 class Norm:
@@ -60,19 +62,25 @@ class Ops(Protocol):
     ) -> tuple[Tensor, Activation]:
         """x' = x + gate · norm(y), and following(x') · scale"""
 
-    def norm_rotate(
-        self, query: Tensor, key: Tensor, norms: tuple[Norm, Norm] | None, rope: Tensor, *, halves: bool = False
-    ) -> tuple[Tensor, Tensor]:
-        """Heads normed and rotated, perhaps in place: [B, S, heads, head_dim]; rope [S, head_dim/2, 2] (cos, sin).
-
-        A pair is two neighbours, or with `halves` the same place of both halves.
-        """
-
     def silu_mul(self, gate_value: Tensor) -> Activation:
         """[..., 2F] -> silu(first half) · second half"""
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, *, causal: bool = False) -> Activation:
-        """[B, S, heads, head_dim] -> [B, S, heads · head_dim]; key and value may have fewer heads."""
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        norms: tuple[Norm, Norm] | None,
+        rope: Tensor,
+        *,
+        halves: bool = False,
+        causal: bool = False,
+    ) -> Activation:
+        """Attention of queries and keys that are normed and rotated first, perhaps in place.
+
+        [B, S, heads, head_dim] -> [B, S, heads · head_dim]; key and value may have fewer heads. rope
+        [S, head_dim/2, 2] (cos, sin) turns pairs of neighbours, or with `halves` the same places of both halves.
+        """
 
 
 class PlainOps:
@@ -110,7 +118,18 @@ class PlainOps:
         gate, value = gate_value.chunk(2, -1)
         return F.silu(gate) * value
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, *, causal: bool = False) -> Tensor:
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        norms: tuple[Norm, Norm] | None,
+        rope: Tensor,
+        *,
+        halves: bool = False,
+        causal: bool = False,
+    ) -> Tensor:
+        query, key = self.norm_rotate(query, key, norms, rope, halves=halves)
         return attention(query, key, value, causal)
 
 
@@ -158,9 +177,9 @@ class Fp8Linear:
     """A matrix [out, in] with one scale per row, for rows with a scale each; products are summed in fp32."""
 
     def __init__(self, weight: Tensor) -> None:
-        largest = torch.finfo(torch.float8_e4m3fn).max
+        largest = torch.finfo(FP8).max
         scale = weight.float().abs().amax(1, keepdim=True).clamp(min=1e-12) / largest
-        self._weight = (weight.float() / scale).to(torch.float8_e4m3fn).t()
+        self._weight = (weight.float() / scale).to(FP8).t()
         self._scale, self._dtype = scale.t().contiguous(), weight.dtype
 
     def __call__(self, x: Activation) -> Tensor:

@@ -39,8 +39,7 @@ class Layer:
         qkv = self._qkv(x)
         heads = qkv.view(*qkv.shape[:2], -1, self._head_dim)
         query, key, value = torch.split(heads, self._splits, 2)
-        query, key = self._ops.norm_rotate(query, key, self._norms, rope, halves=True)
-        return self._out(self._ops.attend(query, key, value, causal=True))
+        return self._out(self._ops.attend(query, key, value, self._norms, rope, halves=True, causal=True))
 
     def mlp(self, x: Activation) -> Tensor:
         return self._down(self._ops.silu_mul(self._gate_up(x)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from statistics import median
 
 import numpy as np
@@ -67,3 +68,18 @@ def test_a_deterministic_picture_is_the_same_bytes_alone_and_in_a_crowd(crowd: C
     (alone,) = crowd.serve([Visitor(wanted)])
     crowded = crowd.serve([Visitor(wanted), *(Visitor(request) for request in requests()[:20])])
     assert np.array_equal(alone, crowded[0])
+
+
+@pytest.mark.skipif(
+    torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 9), reason="the card has no FP8"
+)
+def test_fp8_pictures_look_like_those_of_fp32(tmp_path: Path) -> None:
+    drawn = [request for request in requests() if request.width >= 128]
+    crowd = Crowd(Settings(data=tmp_path, device="cuda", precision="fp8"))
+    try:
+        pictures = crowd.serve([Visitor(request) for request in drawn])
+    finally:
+        crowd.close()
+    closeness = [psnr(picture, draw(request)) for picture, request in zip(pictures, drawn, strict=True)]
+    print(f"PSNR of FP8 against fp32: median {median(closeness):.1f}, least {min(closeness):.1f} dB")
+    assert median(closeness) >= 20

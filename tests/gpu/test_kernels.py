@@ -73,6 +73,57 @@ def test_norm_and_rotation(heads: int, key_heads: int, dim: int, normed: bool, h
     assert torch.equal(value, packed.split(splits, 2)[2])
 
 
+def in_heads(batch: int, tokens: int, heads: int, dim: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries and keys as norms leave them, and values, packed as a block has them."""
+    packed = bf16(batch, tokens, 3, heads, dim)
+    packed[:, :, :2] = torch.nn.functional.rms_norm(packed[:, :, :2], (dim,))
+    query, key, value = packed.unbind(2)
+    return query, key, value
+
+
+def in_fp8(x: Tensor) -> Tensor:
+    return x.contiguous().to(torch.float8_e4m3fn)
+
+
+def test_rotated_heads_in_fp8() -> None:
+    from serve.engine.kernels import FusedOps
+    from serve.engine.ops import Norm
+
+    query, key, _ = in_heads(2, 48, 3, 128)
+    angles = torch.randn(48, 64, device="cuda")
+    rope = torch.stack((angles.cos(), angles.sin()), -1)
+    norms = (Norm(1 + 0.1 * bf16(128, seed=1), 1e-6), Norm(300 + bf16(128, seed=2), 1e-6))
+    in_place = FusedOps().norm_rotate(query.clone(), key.clone(), norms, rope)
+    for ours, exact in zip(
+        FusedOps().norm_rotate(query, key, norms, rope, to=torch.float8_e4m3fn), in_place, strict=True
+    ):
+        assert ours.is_contiguous()
+        assert torch.equal(ours.float(), exact.clamp(-448, 448).to(torch.float8_e4m3fn).float())
+    assert in_place[1].abs().max() > 448  # what is larger than FP8 knows becomes the largest
+
+
+@pytest.mark.skipif(
+    torch.cuda.is_available() and torch.cuda.get_device_capability() < (9, 0), reason="needs a Hopper or a later card"
+)
+@pytest.mark.parametrize(
+    ("batch", "tokens", "heads", "dim"),
+    [(1, 32, 3, 128), (2, 288, 3, 128), (2, 160, 6, 32), (3, 1088, 5, 128), (1, 4160, 2, 128)],
+)
+def test_fp8_attention(batch: int, tokens: int, heads: int, dim: int) -> None:
+    from serve.engine import attention_kernels
+    from serve.engine.ops import attention
+
+    query, key, value = in_heads(batch, tokens, heads, dim)
+    assert attention_kernels.supports(query, value)
+    ours = attention_kernels.attend(in_fp8(query), in_fp8(key), value)
+    exact = attention(query.float(), key.float(), value.float(), causal=False)
+    assert (ours.float() - exact).norm() < 0.08 * exact.norm()
+    alone = attention_kernels.attend(in_fp8(query[-1:]), in_fp8(key[-1:]), value[-1:])
+    assert torch.equal(ours[-1:], alone)
+    enormous = attention_kernels.attend(in_fp8(query), in_fp8(key), 1000 * value)
+    assert (enormous.abs() <= 448).all()
+
+
 @pytest.mark.parametrize("width", [100, 1024, 10240])
 def test_gated_activation(width: int) -> None:
     from serve.engine.kernels import FusedOps
