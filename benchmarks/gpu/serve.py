@@ -3,6 +3,7 @@
     python -m benchmarks.gpu.random_weights FOLDER
     python -m benchmarks.gpu.serve FOLDER [--kinds bare served stock] [--sizes 256 1024] [--precision fp8]
         [--haproxy] [--same-prompt] [--json FILE]
+    python -m benchmarks.gpu.serve FOLDER --config config/serve.16gb.yaml --one-client [--sizes 512 1024 1536]
 
 Served is `config/serve.gpu.yaml` in processes of its own, asked over HTTP; bare is the same engine in this process
 without HTTP, Ray and the job store; stock is ZImagePipeline behind a plain FastAPI server. All three draw the same
@@ -10,6 +11,7 @@ pictures (8 steps, JPEG) one after the other in the same run: first one client, 
 Bare gives its pictures the deadlines that the service gives them, as they decide what shares a step. Where a served
 picture's time went is what its job says of itself; the rest is HTTP, Ray, the job store and the file. Under many
 clients `step_ms` is a step's time on the device, `batch` its pictures, `stepping` the share of the time in steps.
+`--config` serves another file as it is, but for the model; `vram_mib` is what of the card was in use after a size.
 With `--same-prompt` none is encoded but the first, which tells what sharing the GPU with the text encoder costs.
 Bare runs first, so that served finds what it compiled: seconds to ready include the weights, not the compilation.
 """
@@ -22,6 +24,7 @@ import contextlib
 import http.client
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -48,13 +51,15 @@ PROMPT = (
     "a photo of a red fox that sits on a yellow wooden bench in front of a blue house, with soft morning light, "
     "falling leaves and a bicycle that leans against the wall"
 )
-ALONE = {256: 8, 512: 8, 1024: 8, 2048: 2}
+CONFIG = Path("config/serve.gpu.yaml")
+ALONE = {256: 8, 512: 8, 1024: 8, 1536: 3, 2048: 2}
 SATURATED = {256: 160, 512: 80, 1024: 20}
 CLIENTS = 8
 STOCK_SHARE = 0.35  # of as many pictures: it takes them one after the other, and takes long
 READY_S = 150.0
 STEPS = 8
 STEP_METRIC = "zimage_step_duration_seconds"
+_VRAM = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
 
 Draw = Callable[[int, int], Awaitable[object]]
 Stages = Callable[[int], dict[str, float]]
@@ -73,6 +78,7 @@ class Figure:
     per_s: float | None
     stages_ms: dict[str, float] | None = None
     steps: dict[str, float] | None = None
+    vram_mib: int | None = None
 
 
 Figures = list[Figure]
@@ -95,24 +101,31 @@ def prompts(options: argparse.Namespace) -> Callable[[int], str]:
     return (lambda _: PROMPT) if options.same_prompt else numbered
 
 
-async def measure(kind: str, sizes: list[int], draw: Draw, share: float, inside: Inside | None) -> Figures:
+async def measure(kind: str, options: argparse.Namespace, draw: Draw, share: float, inside: Inside | None) -> Figures:
     figures = []
-    for side in sizes:
+    for side in options.sizes:
         await _draw_all(draw, side, 3, 1)  # the first of a shape loads and records kernels
         pictures = max(2, round(share * ALONE[side]))
         seconds, _ = await _draw_all(draw, side, pictures, 1)
         spent = inside.stages(pictures) if inside else None
         per_s, stepped = None, None
-        if side in SATURATED:
+        if side in SATURATED and not options.one_client:
             many = round(share * SATURATED[side])
             await _draw_all(draw, side, CLIENTS, CLIENTS)
             before = inside.steps() if inside else None
             _, took = await _draw_all(draw, side, many, CLIENTS)
             per_s = many / took
             stepped = _stepped(before, inside.steps(), many, took) if inside and before else None
-        figures.append(Figure(kind, side, median(seconds), max(seconds), per_s, spent, stepped))
+        figures.append(Figure(kind, side, median(seconds), max(seconds), per_s, spent, stepped, vram_mib()))
         print(f"{time.strftime('%X')} {figures[-1]}", flush=True)
     return figures
+
+
+def vram_mib() -> int | None:
+    """In use on the first GPU, by whomever."""
+    if shutil.which(_VRAM[0]) is None:
+        return None
+    return int(subprocess.run(_VRAM, capture_output=True, text=True, check=True).stdout.split()[0])
 
 
 def _stepped(before: tuple[float, float], after: tuple[float, float], pictures: int, took: float) -> dict[str, float]:
@@ -147,19 +160,15 @@ def ask(port: int, side: int, seed: int, prompt: str) -> None:
 
 
 def over_http(
-    kind: str,
-    sizes: list[int],
-    port: int,
-    share: float = 1.0,
-    inside: Inside | None = None,
-    prompt_of: Callable[[int], str] = numbered,
+    kind: str, options: argparse.Namespace, port: int, share: float = 1.0, inside: Inside | None = None
 ) -> Figures:
+    prompt_of = prompts(options)
     with ThreadPoolExecutor(CLIENTS) as clients:
 
         async def draw(side: int, seed: int) -> None:
             await asyncio.get_running_loop().run_in_executor(clients, ask, port, side, seed, prompt_of(seed))
 
-        return asyncio.run(measure(kind, sizes, draw, share, inside))
+        return asyncio.run(measure(kind, options, draw, share, inside))
 
 
 def stages_of_jobs(port: int) -> Stages:
@@ -206,7 +215,7 @@ def _bare(options: argparse.Namespace) -> tuple[Figures, float]:
     from serve.settings import Settings
     from serve.step_times import sequence_tokens
 
-    settings = Settings.model_validate(_args(options))
+    settings = Settings.model_validate(settings_of(options))
     placement = Placement.choose(settings)
     engine = open_engine(settings, options.folder, placement)
     text_encoder = open_text_encoder(settings, options.folder, Placement.of_text(settings))
@@ -258,7 +267,7 @@ def _bare(options: argparse.Namespace) -> tuple[Figures, float]:
         return sum(stepped), len(stepped)
 
     with ThreadPoolExecutor(1) as texts, ThreadPoolExecutor(2) as files:
-        figures = asyncio.run(measure("bare", options.sizes, draw, 1.0, Inside(stages, steps)))
+        figures = asyncio.run(measure("bare", options, draw, 1.0, Inside(stages, steps)))
     engine.stop()
     return figures, seconds
 
@@ -277,7 +286,7 @@ def process(*command: str) -> Iterator[tuple[int, float]]:
             started.wait(60)
 
 
-def _args(options: argparse.Namespace) -> dict[str, Any]:
+def settings_of(options: argparse.Namespace) -> dict[str, Any]:
     """What is served, in the words of the config file."""
     return {
         "model": str(options.folder),
@@ -288,32 +297,33 @@ def _args(options: argparse.Namespace) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def config(options: argparse.Namespace, denoisers: int = 1) -> Iterator[tuple[str, str]]:
-    """config/serve.gpu.yaml with the model's folder in it, and a folder for the data."""
-    parsed = yaml.safe_load(Path("config/serve.gpu.yaml").read_text())
-    parsed["applications"][0]["args"] |= _args(options)
+def config(file: Path, args: dict[str, Any], denoisers: int = 1) -> Iterator[tuple[str, str]]:
+    """The file with `args` in it, and a folder for the data."""
+    parsed = yaml.safe_load(file.read_text())
+    parsed["applications"][0]["args"] |= args
     for deployment in parsed["applications"][0]["deployments"]:
         if deployment["name"] == "Denoiser":
             deployment["num_replicas"] = denoisers
     with tempfile.TemporaryDirectory() as scratch:
-        file = Path(scratch) / "serve.yaml"
-        file.write_text(yaml.safe_dump(parsed))
-        yield str(file), str(Path(scratch) / "data")
+        rendered = Path(scratch) / "serve.yaml"
+        rendered.write_text(yaml.safe_dump(parsed))
+        yield str(rendered), str(Path(scratch) / "data")
 
 
 def served(options: argparse.Namespace, ready: dict[str, float]) -> Figures:
-    with config(options) as (file, data):
+    args = {"model": str(options.folder)} if options.config else settings_of(options)
+    with config(options.config or CONFIG, args) as (file, data):
         command = ("deployments.run", file, "--data", data)
         with process(*command) as (port, seconds):
             ready["served"] = seconds
             inside = Inside(stages_of_jobs(port), steps_of_metrics(port))
-            return over_http("served", options.sizes, port, inside=inside, prompt_of=prompts(options))
+            return over_http("served", options, port, inside=inside)
 
 
 def stock(options: argparse.Namespace, ready: dict[str, float]) -> Figures:
     with process("benchmarks.gpu.stock_server", str(options.folder)) as (port, seconds):
         ready["stock"] = seconds
-        return over_http("stock", options.sizes, port, STOCK_SHARE)
+        return over_http("stock", options, port, STOCK_SHARE)
 
 
 def table(figures: Figures, ready: dict[str, float]) -> str:
@@ -333,11 +343,12 @@ def table(figures: Figures, ready: dict[str, float]) -> str:
     for one, other in ratios:
         if one in kinds and other in kinds:
             each = [
-                f"{side}² {by[one, side].per_s / by[other, side].per_s:.3f}"  # type: ignore[operator]
+                f"{side}² {ours / theirs:.3f}"
                 for side in sizes
-                if side in SATURATED
+                if (ours := by[one, side].per_s) and (theirs := by[other, side].per_s)
             ]
-            lines.append(f"{one} / {other}, img/s: " + ", ".join(each))
+            if each:
+                lines.append(f"{one} / {other}, img/s: " + ", ".join(each))
     return "\n".join([*(f"{line} |" if line.startswith("|") else line for line in lines), f"seconds to ready: {ready}"])
 
 
@@ -347,6 +358,8 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", choices=["bare", "served", "stock"], default=["bare", "served", "stock"])
     parser.add_argument("--sizes", type=int, nargs="+", choices=list(ALONE), default=list(ALONE))
     parser.add_argument("--precision", choices=["bf16", "fp8"], default="bf16")
+    parser.add_argument("--config", type=Path, help=f"another than {CONFIG}, served as it is")
+    parser.add_argument("--one-client", action="store_true", help="not also more than fit a batch")
     parser.add_argument("--haproxy", action="store_true", help="Ray Serve's HAProxy mode instead of its Python proxy")
     parser.add_argument("--same-prompt", action="store_true")
     parser.add_argument("--json", type=Path)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
-from benchmarks.gpu.serve import CLIENTS, READY_S, ask, config, numbered, process
+from benchmarks.gpu.serve import CLIENTS, CONFIG, READY_S, ask, config, numbered, process, settings_of
 from benchmarks.machine import facts
 
 WARM_UP_S = 6.0  # a batch of each length has been recorded, and clients are out of step
@@ -28,7 +28,7 @@ _seeds = count(1)
 def per_second(options: argparse.Namespace, denoisers: int) -> dict[int, float]:
     """By side."""
     with (
-        config(options, denoisers) as (file, data),
+        config(CONFIG, settings_of(options), denoisers) as (file, data),
         process("deployments.run", file, "--data", data) as (port, ready_s),
     ):
         wait_for(port, denoisers)
