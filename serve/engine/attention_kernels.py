@@ -19,8 +19,8 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from serve.engine.ops import FP8
 
 CAPABILITY = (9, 0)  # Hopper loads tiles by descriptors
-QUERIES, KEYS, WARPS, STAGES = 64, 128, 4, 3  # a tile's, tuned on an H200: within 4 % of the best from 512² to 1536²
-SHARED_BYTES = 128 << 10
+QUERIES, KEYS, WARPS, STAGES = 64, 128, 4, 3  # of a tile; tuned on an H200
+SHARED_BYTES = 128 << 10  # more than a tile takes
 ROWS = 64  # of values that are transposed at once
 HEADROOM = tl.constexpr(8.0)
 
@@ -87,8 +87,8 @@ def _attention(
 def supports(query: Tensor, value: Tensor) -> bool:
     """As many heads of values as of queries, rows that descriptors can begin at, and a card that has these."""
     _, tokens, _, dim = query.shape
-    fits = query.shape == value.shape and tokens % 16 == 0 and dim >= 32
-    return fits and _card_supports(torch.cuda.current_device() if query.device.index is None else query.device.index)
+    fits = query.shape == value.shape and tokens % 16 == 0 and 32 <= dim <= 128
+    return fits and _card_supports(query.get_device())
 
 
 @lru_cache
