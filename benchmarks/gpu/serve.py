@@ -45,7 +45,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.machine import facts
 from benchmarks.overhead import socket_port, wait_until_ready
-from serve.jobs.deadlines import FACTOR
+from serve.settings import Settings
 
 PROMPT = (
     "a photo of a red fox that sits on a yellow wooden bench in front of a blue house, with soft morning light, "
@@ -204,72 +204,17 @@ def bare(options: argparse.Namespace, ready: dict[str, float]) -> Figures:
 
 
 def _bare(options: argparse.Namespace) -> tuple[Figures, float]:
-    """The engine loop without HTTP, Ray and the job store, with the text encoder in a thread of its own."""
     began = time.monotonic()
-    import torch
+    from benchmarks.gpu.bare import BareLoop  # and with it torch, which takes its time
 
-    from serve.engine import codec
-    from serve.engine.flight import Generation
-    from serve.engine.open import Placement, open_engine, open_text_encoder
-    from serve.engine.text import Embedding
-    from serve.settings import Settings
-    from serve.step_times import sequence_tokens
+    with contextlib.closing(BareLoop(Settings.model_validate(settings_of(options)), options.folder)) as loop:
+        seconds = time.monotonic() - began
+        prompt_of = prompts(options)
 
-    settings = Settings.model_validate(settings_of(options))
-    placement = Placement.choose(settings)
-    engine = open_engine(settings, options.folder, placement)
-    text_encoder = open_text_encoder(settings, options.folder, Placement.of_text(settings))
-    prompt_of = prompts(options)
-    spent, stepped = list[dict[str, float]](), list[float]()
-    beside = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # in its own process it would not wait for the denoiser's steps either
-    seconds = time.monotonic() - began
+        async def draw(side: int, seed: int) -> None:
+            await loop.draw(side, seed, prompt_of(seed))
 
-    def encode(prompt: str) -> Embedding:
-        with torch.cuda.stream(beside):
-            (embedding,) = text_encoder.encode([prompt])
-        return embedding
-
-    def alone_s(side: int, prompt_tokens: int) -> float:
-        tokens = sequence_tokens((side // 16) ** 2, prompt_tokens)
-        return engine.times.image_seconds(steps=STEPS, tokens=tokens, rows=1, pixels=side * side)
-
-    async def draw(side: int, seed: int) -> None:
-        loop = asyncio.get_running_loop()
-        embedding = await loop.run_in_executor(texts, encode, prompt_of(seed))
-        generation = Generation(
-            id=f"{seed}",
-            height=side,
-            width=side,
-            steps=STEPS,
-            seed=seed,
-            embedding=embedding.tensor(),
-            negative=None,
-            guidance=0.0,
-            deadline=engine.clock() + FACTOR["interactive"] * alone_s(side, len(embedding.data)),
-            hard_deadline=False,
-            alone=False,
-            preview_steps=frozenset(),
-        )
-        drawn = await engine.draw(generation, lambda *_: None)
-        began = time.perf_counter()
-        await loop.run_in_executor(files, codec.encode, drawn.pixels, "jpeg")
-        seconds = {"encode": embedding.seconds, "denoise": drawn.denoise_s, "decode": drawn.decode_s}
-        seconds["file"] = time.perf_counter() - began
-        spent.append({f"{stage}_ms": 1e3 * value for stage, value in seconds.items()})
-
-    def stages(pictures: int) -> dict[str, float]:
-        return {stage: median(one[stage] for one in spent[-pictures:]) for stage in spent[-1]}
-
-    def steps() -> tuple[float, float]:
-        tally = engine.recorder.drain()
-        for (name, _), values in tally.observed.items() if tally else ():
-            stepped.extend(values if name == STEP_METRIC else [])
-        return sum(stepped), len(stepped)
-
-    with ThreadPoolExecutor(1) as texts, ThreadPoolExecutor(2) as files:
-        figures = asyncio.run(measure("bare", options, draw, 1.0, Inside(stages, steps)))
-    engine.stop()
-    return figures, seconds
+        return asyncio.run(measure("bare", options, draw, 1.0, Inside(loop.stages, loop.steps))), seconds
 
 
 @contextlib.contextmanager
@@ -297,12 +242,12 @@ def settings_of(options: argparse.Namespace) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def config(file: Path, args: dict[str, Any], denoisers: int = 1) -> Iterator[tuple[str, str]]:
-    """The file with `args` in it, and a folder for the data."""
+def config(file: Path, args: dict[str, Any], denoisers: int | None = None) -> Iterator[tuple[str, str]]:
+    """The file with `args` in it, perhaps another number of Denoisers, and a folder for the data."""
     parsed = yaml.safe_load(file.read_text())
     parsed["applications"][0]["args"] |= args
     for deployment in parsed["applications"][0]["deployments"]:
-        if deployment["name"] == "Denoiser":
+        if denoisers is not None and deployment["name"] == "Denoiser":
             deployment["num_replicas"] = denoisers
     with tempfile.TemporaryDirectory() as scratch:
         rendered = Path(scratch) / "serve.yaml"
@@ -361,7 +306,7 @@ def main() -> None:
     parser.add_argument("--config", type=Path, help=f"another than {CONFIG}, served as it is")
     parser.add_argument("--one-client", action="store_true", help="not also more than fit a batch")
     parser.add_argument("--haproxy", action="store_true", help="Ray Serve's HAProxy mode instead of its Python proxy")
-    parser.add_argument("--same-prompt", action="store_true")
+    parser.add_argument("--same-prompt", action="store_true", help="of all pictures: it is encoded once")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     os.environ["RAY_SERVE_ENABLE_HA_PROXY"] = "1" if options.haproxy else "0"

@@ -23,6 +23,7 @@ QUERIES, KEYS, WARPS, STAGES = 64, 128, 4, 3  # of a tile; tuned on an H200
 SHARED_BYTES = 128 << 10  # more than a tile takes
 ROWS = 64  # of values that are transposed at once
 HEADROOM = tl.constexpr(8.0)
+FP8_MAX = tl.constexpr(448.0)
 
 
 @triton.jit
@@ -34,7 +35,7 @@ def _transpose(
     token, column = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, DIM)
     at = value + batch.to(tl.int64) * batch_stride + token[:, None].to(tl.int64) * token_stride + head * DIM
     rows = tl.load(at + column[None, :], mask=token[:, None] < tokens, other=0.0).to(tl.float32)
-    fp8 = tl.clamp(rows, -448.0, 448.0).to(out.dtype.element_ty)
+    fp8 = tl.clamp(rows, -FP8_MAX, FP8_MAX).to(out.dtype.element_ty)
     to = out + (tl.program_id(1).to(tl.int64) * DIM + column[:, None]) * tokens + token[None, :]
     tl.store(to, tl.trans(fp8), mask=token[None, :] < tokens)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from serve.engine.lora import BlockTerms
-from serve.engine.ops import Activation, Arithmetic, Norm, Ops
+from serve.engine.ops import Activation, Arithmetic, Norm, Ops, Rotation
 
 
 class Block:
@@ -41,7 +41,7 @@ class Block:
         """x, normed and scaled, [B, S, D]; rope [S, head_dim/2, 2]."""
         qkv = _with(terms, "qkv", self._qkv(x), x)
         query, key, value = qkv.view(*qkv.shape[:2], 3, self._heads, -1).unbind(2)
-        mixed = self._ops.attend(query, key, value, self._norms, rope)
+        mixed = self._ops.attend(query, key, value, Rotation(rope, self._norms))
         return _with(terms, "out", self._out(mixed), mixed)
 
     def feed_forward(self, x: Activation, terms: BlockTerms | None = None) -> Tensor:

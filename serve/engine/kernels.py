@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from serve.engine import attention_kernels
-from serve.engine.ops import FP8, Activation, Norm, Quantized, attention
+from serve.engine.attention_kernels import FP8_MAX
+from serve.engine.ops import FP8, Activation, Norm, Quantized, Rotation, attention
 
-FP8_MAX = tl.constexpr(448.0)
 ATTENTION = [
     SDPBackend.CUDNN_ATTENTION,
     SDPBackend.FLASH_ATTENTION,
@@ -169,28 +169,23 @@ class FusedOps:
         return self._launch(x, y, norm, gate, following, scale)
 
     def norm_rotate(
-        self,
-        query: Tensor,
-        key: Tensor,
-        norms: tuple[Norm, Norm] | None,
-        rope: Tensor,
-        *,
-        halves: bool = False,
-        to: torch.dtype | None = None,
+        self, query: Tensor, key: Tensor, rotation: Rotation, to: torch.dtype | None = None
     ) -> tuple[Tensor, Tensor]:
         """In place, or as new tensors of the dtype `to`."""
         batch, tokens, heads, dim = query.shape
         assert query.stride() == key.stride()
         assert query.stride()[2:] == (dim, 1)
-        assert rope.is_contiguous()
+        assert rotation.rope.is_contiguous()
+        norms = rotation.norms
         weights = (query, key) if norms is None else (norms[0].weight, norms[1].weight)
         out = (
             (query, key) if to is None else (query.new_empty(query.shape, dtype=to), key.new_empty(key.shape, dtype=to))
         )
         _norm_rotate[(batch * tokens, 2)](
-            query, key, *out, *weights, rope, norms[0].eps if norms else 0.0, tokens,
+            query, key, *out, *weights, rotation.rope, norms[0].eps if norms else 0.0, tokens,
             *query.stride()[:2], *out[0].stride()[:2], *out[1].stride()[:2], heads, key.shape[2],
-            HEADS=triton.next_power_of_2(max(heads, key.shape[2])), DIM=dim, NORM=norms is not None, HALVES=halves,
+            HEADS=triton.next_power_of_2(max(heads, key.shape[2])), DIM=dim, NORM=norms is not None,
+            HALVES=rotation.halves,
         )  # fmt: skip
         return out
 
@@ -208,20 +203,12 @@ class FusedOps:
         return out
 
     def attend(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        norms: tuple[Norm, Norm] | None,
-        rope: Tensor,
-        *,
-        halves: bool = False,
-        causal: bool = False,
+        self, query: Tensor, key: Tensor, value: Tensor, rotation: Rotation, *, causal: bool = False
     ) -> Activation:
-        if self._quantize and norms is not None and not causal and attention_kernels.supports(query, value):
-            query, key = self.norm_rotate(query, key, norms, rope, halves=halves, to=FP8)
+        if self._quantize and rotation.norms and not causal and attention_kernels.supports(query, value):
+            query, key = self.norm_rotate(query, key, rotation, to=FP8)
             return self._activation(attention_kernels.attend(query, key, value))
-        query, key = self.norm_rotate(query, key, norms, rope, halves=halves)
+        query, key = self.norm_rotate(query, key, rotation)
         with sdpa_kernel(ATTENTION, set_priority=True):
             return self._activation(attention(query, key, value, causal))
 

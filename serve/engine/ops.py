@@ -31,6 +31,18 @@ class Norm:
 
 
 @dataclass(frozen=True, slots=True)
+class Rotation:
+    """How queries and keys are normed, each by its own norm, and then rotated by their places.
+
+    rope [S, head_dim/2, 2] (cos, sin) turns pairs of neighbours, or with `halves` the same places of both halves.
+    """
+
+    rope: Tensor
+    norms: tuple[Norm, Norm] | None
+    halves: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Quantized:
     """Rows in FP8: data [M, K] e4m3, scale [M, 1] fp32; `shape` is that of the tensor it stands for."""
 
@@ -66,20 +78,11 @@ class Ops(Protocol):
         """[..., 2F] -> silu(first half) · second half"""
 
     def attend(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        norms: tuple[Norm, Norm] | None,
-        rope: Tensor,
-        *,
-        halves: bool = False,
-        causal: bool = False,
+        self, query: Tensor, key: Tensor, value: Tensor, rotation: Rotation, *, causal: bool = False
     ) -> Activation:
         """Attention of queries and keys that are normed and rotated first, perhaps in place.
 
-        [B, S, heads, head_dim] -> [B, S, heads · head_dim]; key and value may have fewer heads. rope
-        [S, head_dim/2, 2] (cos, sin) turns pairs of neighbours, or with `halves` the same places of both halves.
+        [B, S, heads, head_dim] -> [B, S, heads · head_dim]; key and value may have fewer heads.
         """
 
 
@@ -106,30 +109,18 @@ class PlainOps:
         x = self.residual(x, y, norm, gate)
         return x, self.norm(x, following, scale)
 
-    def norm_rotate(
-        self, query: Tensor, key: Tensor, norms: tuple[Norm, Norm] | None, rope: Tensor, *, halves: bool = False
-    ) -> tuple[Tensor, Tensor]:
-        if norms is not None:
-            query, key = rms_norm(query, norms[0]), rms_norm(key, norms[1])
-        turn = rotate_halves if halves else rotate
-        return turn(query, rope), turn(key, rope)
+    def norm_rotate(self, query: Tensor, key: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
+        if rotation.norms is not None:
+            query, key = (rms_norm(x, norm) for x, norm in zip((query, key), rotation.norms, strict=True))
+        turn = rotate_halves if rotation.halves else rotate
+        return turn(query, rotation.rope), turn(key, rotation.rope)
 
     def silu_mul(self, gate_value: Tensor) -> Tensor:
         gate, value = gate_value.chunk(2, -1)
         return F.silu(gate) * value
 
-    def attend(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        norms: tuple[Norm, Norm] | None,
-        rope: Tensor,
-        *,
-        halves: bool = False,
-        causal: bool = False,
-    ) -> Tensor:
-        query, key = self.norm_rotate(query, key, norms, rope, halves=halves)
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, rotation: Rotation, *, causal: bool = False) -> Tensor:
+        query, key = self.norm_rotate(query, key, rotation)
         return attention(query, key, value, causal)
 
 

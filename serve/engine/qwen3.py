@@ -15,7 +15,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from serve.engine.graphs import Graphs, run_stages
-from serve.engine.ops import PLAIN, Activation, Linear, Norm, Ops
+from serve.engine.ops import PLAIN, Activation, Linear, Norm, Ops, Rotation
 
 
 class Layer:
@@ -39,7 +39,7 @@ class Layer:
         qkv = self._qkv(x)
         heads = qkv.view(*qkv.shape[:2], -1, self._head_dim)
         query, key, value = torch.split(heads, self._splits, 2)
-        return self._out(self._ops.attend(query, key, value, self._norms, rope, halves=True, causal=True))
+        return self._out(self._ops.attend(query, key, value, Rotation(rope, self._norms, halves=True), causal=True))
 
     def mlp(self, x: Activation) -> Tensor:
         return self._down(self._ops.silu_mul(self._gate_up(x)))

@@ -57,7 +57,7 @@ def test_residual_and_norm(width: int, normed: bool, gated: bool, scaled: bool) 
 @pytest.mark.parametrize(("heads", "key_heads", "dim"), [(30, 30, 128), (6, 6, 32), (32, 8, 128), (3, 1, 64)])
 def test_norm_and_rotation(heads: int, key_heads: int, dim: int, normed: bool, halves: bool) -> None:
     from serve.engine.kernels import FusedOps
-    from serve.engine.ops import Norm, PlainOps
+    from serve.engine.ops import Norm, PlainOps, Rotation
 
     packed = bf16(2, 37, heads + 2 * key_heads, dim)
     angles = torch.randn(37, dim // 2, device="cuda")
@@ -65,10 +65,11 @@ def test_norm_and_rotation(heads: int, key_heads: int, dim: int, normed: bool, h
     norms = (Norm(1 + 0.1 * bf16(dim, seed=1), 1e-6), Norm(1 + 0.1 * bf16(dim, seed=2), 1e-6)) if normed else None
     splits = [heads, key_heads, key_heads]
     query, key, _ = packed.clone().split(splits, 2)
-    expected = PlainOps().norm_rotate(query, key, norms, rope, halves=halves)
+    rotation = Rotation(rope, norms, halves)
+    expected = PlainOps().norm_rotate(query, key, rotation)
     ours = packed.clone()
     query, key, value = ours.split(splits, 2)
-    for our, their in zip(FusedOps().norm_rotate(query, key, norms, rope, halves=halves), expected, strict=True):
+    for our, their in zip(FusedOps().norm_rotate(query, key, rotation), expected, strict=True):
         same(our, their)
     assert torch.equal(value, packed.split(splits, 2)[2])
 
@@ -87,16 +88,15 @@ def in_fp8(x: Tensor) -> Tensor:
 
 def test_rotated_heads_in_fp8() -> None:
     from serve.engine.kernels import FusedOps
-    from serve.engine.ops import Norm
+    from serve.engine.ops import Norm, Rotation
 
     query, key, _ = in_heads(2, 48, 3, 128)
     angles = torch.randn(48, 64, device="cuda")
     rope = torch.stack((angles.cos(), angles.sin()), -1)
     norms = (Norm(1 + 0.1 * bf16(128, seed=1), 1e-6), Norm(300 + bf16(128, seed=2), 1e-6))
-    in_place = FusedOps().norm_rotate(query.clone(), key.clone(), norms, rope)
-    for ours, exact in zip(
-        FusedOps().norm_rotate(query, key, norms, rope, to=torch.float8_e4m3fn), in_place, strict=True
-    ):
+    rotation = Rotation(rope, norms)
+    in_place = FusedOps().norm_rotate(query.clone(), key.clone(), rotation)
+    for ours, exact in zip(FusedOps().norm_rotate(query, key, rotation, torch.float8_e4m3fn), in_place, strict=True):
         assert ours.is_contiguous()
         assert torch.equal(ours.float(), exact.clamp(-448, 448).to(torch.float8_e4m3fn).float())
     assert in_place[1].abs().max() > 448  # what is larger than FP8 knows becomes the largest
